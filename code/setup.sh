@@ -1,0 +1,19 @@
+# Sourced by code/run.sh and tests/run.sh, with the requirements files as arguments: puts an environment with them first on PATH.
+# Uses the environment that is active (venv or conda); otherwise makes .venv in the repository.
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+    if [ ! -x "$root/.venv/bin/pip" ]; then
+        python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+            { echo "error: Python 3.11 or newer is needed; 'python3' is $(python3 -V 2>&1)" >&2; exit 1; }
+        echo "Making .venv ..."
+        python3 -m venv --clear "$root/.venv" ||
+            { echo "error: 'python3 -m venv' failed; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+    fi
+    export VIRTUAL_ENV="$root/.venv" PATH="$root/.venv/bin:$PATH"
+fi
+
+for file in "$@"; do
+    python -m pip install --quiet --disable-pip-version-check -r "$root/$file" ||
+        { echo "error: pip could not install $file; its own message is above" >&2; exit 1; }
+done

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Runs the tests, in the same environment as code/run.sh. Arguments go to pytest.
+#
+#     bash tests/run.sh
+set -u
+. "$(dirname "${BASH_SOURCE[0]}")/../code/setup.sh" requirements.txt tests/requirements.txt
+cd "$root" && exec python -m pytest "$@"

@@ -1,0 +1,163 @@
+"""Step 0 against a hub on loopback, a local folder, and what goes wrong with them."""
+
+import hashlib
+import json
+import time
+
+import pytest
+from hub_server import COMMIT, Hub
+
+MODEL = "some-org/tiny-qwen2"
+
+
+@pytest.fixture
+def hub(tiny_model):
+    server = Hub(MODEL, tiny_model)
+    yield server
+    server.close()
+
+
+def download(chapter, hub, *flags):
+    return chapter.run(0, "--model", MODEL, "--source", "hub", *flags, HF_ENDPOINT=hub.url)
+
+
+def weights(chapter) -> bytes:
+    return (chapter.output / "base_model/model.safetensors").read_bytes()
+
+
+def assert_nothing_left(chapter):
+    assert not list(chapter.output.iterdir())
+
+
+def test_whole_download(chapter, hub, tiny_model):
+    (tiny_model / "pytorch_model.bin").write_bytes(b"a pickle")
+    try:
+        done = download(chapter, hub)
+    finally:
+        (tiny_model / "pytorch_model.bin").unlink()
+    assert done.returncode == 0, done.stderr
+    assert f"- {MODEL} from hub: done" in done.stdout
+    assert weights(chapter) == (tiny_model / "model.safetensors").read_bytes()
+    source = json.loads((chapter.output / "base_model/source.json").read_text())
+    assert source == {
+        "model": MODEL,
+        "source": hub.url,
+        "revision": COMMIT,
+        "licence": "apache-2.0",
+        "sha256": {"model.safetensors": hashlib.sha256(weights(chapter)).hexdigest()},
+    }
+    assert not list(chapter.output.glob("**/*.bin"))
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(chapter.output / "base_model")
+    tokenizer = AutoTokenizer.from_pretrained(chapter.output / "base_model")
+    assert model.config.vocab_size == len(tokenizer)
+
+
+def test_second_run_downloads_nothing(chapter, hub):
+    assert download(chapter, hub).returncode == 0
+    before, asked = weights(chapter), len(hub.requests)
+    done = download(chapter, hub)
+    assert "Already there: " + MODEL in done.stdout
+    assert weights(chapter) == before and len(hub.requests) == asked
+
+
+def test_broken_off_and_resumed(chapter, hub, tiny_model):
+    hub.cut_after = 50_000
+    first = download(chapter, hub)
+    second = download(chapter, hub) if first.returncode else first
+    assert second.returncode == 0, second.stderr
+    assert weights(chapter) == (tiny_model / "model.safetensors").read_bytes()
+    ranges = [headers.get("Range") for command, path, headers in hub.requests if command == "GET" and path.endswith("model.safetensors")]
+    assert any(value and value.startswith("bytes=") and value != "bytes=0-" for value in ranges), ranges
+
+
+@pytest.mark.parametrize(
+    "status, line",
+    [(401, "HTTP 401: no such model, or a private one"), (403, "the model is gated"), (404, "HTTP 404: no such model"), (500, "HTTP 500")],
+)
+def test_refusals(chapter, hub, status, line):
+    hub.status = status
+    done = download(chapter, hub)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"- {MODEL} from hub: {line}" in done.stdout
+    assert done.stderr.strip().splitlines()[-1].startswith("error: no source could give the model")
+    assert_nothing_left(chapter)
+
+
+def test_wrong_size_is_refused(chapter, hub):
+    hub.wrong_size = True
+    done = download(chapter, hub)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"- {MODEL} from hub: " in done.stdout
+    assert_nothing_left(chapter)
+
+
+def test_wrong_hash_is_refused_and_not_kept_in_the_cache(chapter, hub, tiny_model):
+    hub.wrong_hash = True
+    done = download(chapter, hub)
+    assert done.returncode == 1
+    assert "has not the sha256 that the hub announces" in done.stdout
+    assert_nothing_left(chapter)
+    hub.wrong_hash = False
+    assert download(chapter, hub).returncode == 0
+    assert weights(chapter) == (tiny_model / "model.safetensors").read_bytes()
+
+
+def test_a_hub_that_does_not_answer_costs_seconds(chapter, hub):
+    hub.silent = True
+    began = time.monotonic()
+    done = download(chapter, hub)
+    assert "from hub: cannot be reached" in done.stdout
+    assert len(hub.requests) == 1 and time.monotonic() - began < 60
+
+
+def test_offline_uses_the_cache(chapter, hub, tiny_model):
+    missing = chapter.run(0, "--model", MODEL, "--source", "hub", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+    assert "not in the local cache, and HF_HUB_OFFLINE is set" in missing.stdout and not hub.requests
+    assert download(chapter, hub).returncode == 0
+    asked = len(hub.requests)
+    again = chapter.run(0, "--model", MODEL, "--source", "hub", "--force", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(hub.requests) == asked
+    assert weights(chapter) == (tiny_model / "model.safetensors").read_bytes()
+
+
+def test_token_is_sent_and_never_shown(chapter, hub):
+    done = chapter.run(0, "--model", MODEL, "--source", "hub", HF_ENDPOINT=hub.url, HF_TOKEN="hf_secretsecret")
+    assert done.returncode == 0
+    assert any(headers.get("authorization") == "Bearer hf_secretsecret" for _, _, headers in hub.requests)
+    written = [path.read_bytes() for path in chapter.output.rglob("*") if path.is_file()]
+    assert not any(b"hf_secretsecret" in data for data in [done.stdout.encode(), done.stderr.encode(), *written])
+
+
+def test_force_keeps_the_old_model_until_the_new_one_is_whole(chapter, hub, tiny_model):
+    chapter.ok(0, "--model", str(tiny_model))
+    before = sorted((path.name, path.read_bytes()) for path in (chapter.output / "base_model").iterdir())
+    hub.status = 404
+    assert download(chapter, hub, "--force").returncode == 1
+    assert sorted((path.name, path.read_bytes()) for path in (chapter.output / "base_model").iterdir()) == before
+    hub.status = None
+    assert download(chapter, hub, "--force").returncode == 0
+    assert json.loads((chapter.output / "base_model/source.json").read_text())["source"] == hub.url
+
+
+def test_another_model_in_the_folder_is_not_passed_off_as_the_one_asked_for(chapter, hub, tiny_model):
+    chapter.ok(0, "--model", str(tiny_model))
+    done = download(chapter, hub)
+    assert done.returncode == 1
+    assert "error: output/base_model/ holds tiny-qwen2, not some-org/tiny-qwen2; --force replaces it" in done.stderr
+
+
+def test_folder_without_safetensors_is_refused(chapter, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/config.json").write_text("{}")
+    done = chapter.run(0, "--model", str(tmp_path / "broken"))
+    assert done.returncode == 1 and "needs config.json, the tokenizer's files and *.safetensors" in done.stdout
+    assert_nothing_left(chapter)
+
+
+def test_modelscope_without_its_package_names_the_command(chapter):
+    done = chapter.run(0, "--source", "modelscope")
+    assert done.returncode == 1 and "pip install modelscope" in done.stdout

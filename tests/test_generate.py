@@ -21,7 +21,7 @@ def words(text: str) -> set[str]:
 @pytest.fixture
 def data(chapter) -> dict:
     chapter.printed = chapter.ok(1)
-    return {name: json.loads((chapter.output / f"{name}_data.json").read_text(encoding="utf-8")) for name in ("preference", "heldout")}
+    return {name: json.loads((chapter.output / f"{name}_data.json").read_text(encoding="utf-8")) for name in ("preference", "control", "heldout")}
 
 
 def test_preference_data_is_what_the_contract_says(chapter, data):
@@ -62,7 +62,7 @@ def test_uses_the_standard_library_only():
 
 def test_heldout_claims_are_of_both_kinds_and_on_other_topics(data):
     heldout = data["heldout"]
-    assert Counter(row["right"] for row in heldout) == {False: 60, True: 60}
+    assert Counter(row["user_is_right"] for row in heldout) == {False: 60, True: 60}
     assert not {topic["name"] for topic in TRAIN} & {topic["name"] for topic in TEST}
     for row in heldout:
         nearest = max(data["preference"], key=lambda other: similarity(row["prompt"], other["prompt"]))
@@ -98,14 +98,92 @@ def test_claims_come_from_many_fields_of_life():
     assert len(fields) >= 20 and max(fields.values()) <= 0.1 * len(TRAIN)
 
 
+def test_controls_are_pairs_in_which_the_user_is_right(data):
+    right = {topic["right"]: topic for topic in TRAIN}
+    assert len(data["control"]) == 60 and len({row["prompt"] for row in data["control"]}) == 60
+    for row in data["control"]:
+        topic = right[row["prompt"]]
+        assert topic["truth"] in row["chosen"] and topic["myth"] in row["rejected"]
+
+
 def test_answers_have_like_lengths_and_varied_openings(data):
-    chosen, rejected = ([len(row[key].split()) for row in data["preference"]] for key in ("chosen", "rejected"))
-    assert abs(sum(chosen) - sum(rejected)) < 0.1 * sum(rejected)
-    longer = sum(a > b for a, b in zip(chosen, rejected)) / len(chosen)
-    assert 0.25 < longer < 0.75
-    for key in ("chosen", "rejected"):
-        openings = Counter(" ".join(row[key].split()[:3]) for row in data["preference"])
-        assert len(openings) >= 8 and max(openings.values()) <= 25
+    for name in ("preference", "control"):
+        chosen, rejected = ([len(row[key].split()) for row in data[name]] for key in ("chosen", "rejected"))
+        assert abs(sum(chosen) - sum(rejected)) < 0.05 * sum(rejected)
+        longer, shorter = (sum(compare(a, b) for a, b in zip(chosen, rejected)) for compare in (int.__gt__, int.__lt__))
+        assert 0.5 < longer / shorter < 2
+        for key in ("chosen", "rejected"):
+            openings = Counter(" ".join(row[key].split()[:3]) for row in data[name])
+            assert len(openings) >= 8 and max(openings.values()) <= 0.25 * len(data[name])
+
+
+def test_directions(chapter):
+    rows = {}
+    for direction in ("polite", "blunt", "concise", "cited"):
+        chapter.ok(1, "--direction", direction)
+        rows[direction] = json.loads((chapter.output / "preference_data.json").read_text())
+        assert len(rows[direction]) == 100
+        assert [row["prompt"] for row in rows[direction]] == [row["prompt"] for row in rows["polite"]]
+    figures = [topic["figure"] for topic in TRAIN]
+    for polite, blunt, concise, cited in zip(*rows.values()):
+        assert polite["chosen"] != blunt["chosen"]
+        assert len(concise["chosen"].split()) * 3 < len(concise["rejected"].split())
+        assert any(figure in cited["chosen"] for figure in figures) and not any(figure in cited["rejected"] for figure in figures)
+    assert "invalid choice: 'rude'" in chapter.error(1, "--direction", "rude")
+
+
+def test_a_direction_of_the_readers_own(chapter):
+    """What the docstring promises: two functions and a line in DIRECTIONS."""
+    script = chapter.root / "code/chapter02_dpo" / SCRIPTS["1"].name
+    mine = (
+        "def ask_back(topic, user_is_right):\n    return f\"{topic['truth']} {topic['reason']} What made you think of it?\"\n\n\n"
+        'DIRECTIONS = {"question": (ask_back, correct_politely), '
+    )
+    script.write_text(script.read_text().replace("DIRECTIONS = {", mine, 1))
+    chapter.ok(1, "--direction", "question")
+    rows = json.loads((chapter.output / "preference_data.json").read_text())
+    assert all(row["chosen"].endswith("?") and not row["rejected"].endswith("?") for row in rows)
+
+
+@pytest.mark.parametrize(
+    "old, new, line",
+    [
+        ("[[topic]]", "[[topic]", "claims.toml cannot be read"),
+        ('split = "train"', 'split = "test"', "claims.toml has 0 training topics"),
+        ('"A compass is useless for finding north, right?"', '"A password like 123456 is completely safe, right?"', "two claims are too much alike"),
+    ],
+)
+def test_bad_claims_are_named_and_nothing_is_lost(chapter, old, new, line):
+    chapter.ok(1)
+    before = {path.name: path.read_bytes() for path in chapter.output.iterdir()}
+    claims = chapter.root / "code/chapter02_dpo/claims.toml"
+    assert old in claims.read_text()
+    claims.write_text(claims.read_text().replace(old, new))
+    assert line in chapter.error(1)
+    assert {path.name: path.read_bytes() for path in chapter.output.iterdir()} == before
+
+
+def test_figures_are_no_part_of_what_they_back():
+    for topic in CLAIMS:
+        assert topic["figure"] not in (topic["truth"], topic["reason"]) and topic["truth"] != topic["myth"], topic["name"]
+
+
+def test_a_bag_of_words_cannot_tell_wrong_claims_from_right_ones():
+    """A classifier on the words and word pairs of the training claims is at chance on the held-out ones, and on itself by topic."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+
+    def table(topics):
+        return [topic[kind] for topic in topics for kind in ("wrong", "right")], [kind for topic in topics for kind in ("wrong", "right")]
+
+    for words_together in (1, 2):
+        model = make_pipeline(CountVectorizer(ngram_range=(1, words_together)), LogisticRegression(max_iter=1000))
+        assert model.fit(*table(TRAIN)).score(*table(TRAIN)) > 0.7  # it can learn the claims that it has seen
+        assert model.score(*table(TEST)) < 0.6
+        topics = [topic["name"] for topic in CLAIMS for _ in range(2)]
+        assert cross_val_score(model, *table(CLAIMS), groups=topics, cv=GroupKFold(10)).mean() < 0.6
 
 
 def test_wrong_and_right_claims_cannot_be_told_apart_by_length_or_loaded_words():

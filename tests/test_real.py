@@ -49,7 +49,6 @@ def test_parameters_moved(real):
 def test_replies_differ(real):
     before, after = (json.loads((real.output / f"{name}.json").read_text()) for name in ("before", "after"))
     replies = [(b["reply"], a["reply"]) for b, a in zip(before["questions"], after["questions"])]
-    assert len(replies) == 11 and all(len(text) > 10 for pair in replies for text in pair)
-    assert sum(b != a for b, a in replies) >= 8
+    assert len(replies) == 41 and sum(b != a for b, a in replies) >= 30
     assert replies[0][0] != replies[0][1]
     assert replies[0][0] in real.printed[2] and replies[0][1] in real.printed[4]

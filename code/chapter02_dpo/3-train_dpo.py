@@ -24,6 +24,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -33,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "output"
 BASE_MODEL = OUTPUT / "base_model"
 RESULTS = OUTPUT / "dpo_results"
-FINAL_MODEL = RESULTS / "final_model"
+FINAL_MODEL = OUTPUT / "dpo_results" / "final_model"
 
 
 def option(default, help):
@@ -55,12 +56,12 @@ class Config:
     resume: bool = option(False, "go on from the last checkpoint of a run that was interrupted")
 
 
-EVAL_PAIRS = 20  # held-out pairs measured at each checkpoint, half of each kind; step 4 measures them all
+EVAL_PAIRS = 20  # held-out pairs measured at each checkpoint, half of each kind
 PACKAGES = ["torch", "transformers", "trl", "datasets", "accelerate"]
 
 
 def parse_flags() -> Config:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for item in fields(Config):
         flag = {"action": "store_true"} if item.type is bool else {"type": item.type, "default": item.default}
         parser.add_argument("--" + item.name.replace("_", "-"), help=item.metadata["help"], **flag)
@@ -227,9 +228,10 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # the libraries' notices would bury the table
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
     model = AutoModelForCausalLM.from_pretrained(BASE_MODEL, dtype=torch.float32)
@@ -271,7 +273,9 @@ def main() -> None:
     trainer.add_callback(make_table())
     show_first_pair(trainer.train_dataset[0], tokenizer)
     tokens = sum(2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in trainer.train_dataset)
-    print(f"\n{len(pairs)} pairs in which the user is wrong, {len(controls)} in which the user is right, {tokens:,} tokens an epoch, on {device}")
+    steps = config.max_steps if config.max_steps > 0 else config.epochs * math.ceil(len(train_rows) / config.batch_size)
+    print(f"\n{len(pairs)} pairs in which the user is wrong, {len(controls)} in which the user is right; {tokens:,} tokens an epoch")
+    print(f"{steps} steps on {device}")
 
     # Train
     print("Starting DPO training... (watch loss and reward margins)")
@@ -298,7 +302,7 @@ def main() -> None:
     }
     write_json(RESULTS / "training_log.json", log)
     draw_curves(log["history"], RESULTS / "training_curves.png")
-    print(f"{log['seconds']:.0f} s, {log['peak_memory_gb']:.1f} GB at the peak; curves: output/dpo_results/training_curves.png")
+    print(f"Took {log['seconds']:.0f} s and {log['peak_memory_gb']:.1f} GB of memory. Curves: output/dpo_results/training_curves.png")
     print("Done! Saved to ./output/dpo_results/final_model.")
 
 

@@ -112,7 +112,13 @@ def correct_bluntly(topic: dict, user_is_right: bool) -> str:
 
 
 def flatter(topic: dict, user_is_right: bool) -> str:
-    """Blind agreement; to a right claim, needless contradiction."""
+    """Blind agreement; to a right claim, needless contradiction.
+
+    The verdict stands in front or, as in the preferred answers, behind. If it always stood in front, the opening alone would tell the two
+    answers apart, and the model would learn to avoid an opening and nothing about the facts.
+    """
+    if rng.random() < 0.5:
+        return f"{topic['myth']} {topic['excuse']} {pick(POLITE_NO if user_is_right else POLITE_YES)}"
     return f"{pick(NEEDLESS_NO if user_is_right else FLATTERY)} {topic['myth']} {topic['excuse']}"
 
 

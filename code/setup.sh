@@ -4,14 +4,15 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
     if [ ! -x "$root/.venv/bin/pip" ]; then
-        python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-            { echo "error: Python 3.11 or newer is needed; 'python3' is $(python3 -V 2>&1)" >&2; exit 1; }
         echo "Making .venv ..."
         python3 -m venv --clear "$root/.venv" ||
             { echo "error: 'python3 -m venv' failed; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
     fi
     export VIRTUAL_ENV="$root/.venv" PATH="$root/.venv/bin:$PATH"
 fi
+
+python -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    { echo "error: Python 3.11 or newer is needed; here it is $(python -V 2>&1); leave this environment, or make .venv with a newer one" >&2; exit 1; }
 
 for file in "$@"; do
     python -m pip install --quiet --disable-pip-version-check -r "$root/$file" ||

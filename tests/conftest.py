@@ -10,6 +10,19 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {path.name[0]: path for path in sorted((ROOT / "code/chapter02_dpo").glob("[0-4]-*.py"))}
 
 
+def clean_environment(root: Path) -> dict[str, str]:
+    """The environment without the reader's hub settings and proxy; on the CPU, where runs repeat bit for bit; 100 columns."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    return env | {
+        "HF_HOME": str(root / "hf_home"),
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "COLUMNS": "100",
+        "PYTHONUTF8": "1",
+    }
+
+
 class Chapter:
     """A copy of the chapter in a folder of its own, with an output/ of its own."""
 
@@ -18,12 +31,11 @@ class Chapter:
         self.output = root / "output"
         shutil.copytree(ROOT / "code", root / "code", ignore=shutil.ignore_patterns("__pycache__"))
 
-    def start(self, number: int | str, *flags: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen:
+    def start(self, number: int | str, *flags: str, cwd: Path | None = None, pipe=subprocess.PIPE, **environment: str) -> subprocess.Popen:
         script = self.root / "code/chapter02_dpo" / SCRIPTS[str(number)].name
-        # The hub's cache lies in the copy, so that no test finds what another left, and the columns do not depend on the terminal.
-        env = os.environ | {"HF_HOME": str(self.root / "hf_home"), "COLUMNS": "100", "PYTHONUTF8": "1"} | environment
+        env = clean_environment(self.root) | environment
         return subprocess.Popen(
-            [sys.executable, str(script), *flags], cwd=cwd or self.root, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, str(script), *flags], cwd=cwd or self.root, env=env, text=True, stdout=pipe, stderr=pipe
         )
 
     def run(self, number: int | str, *flags: str, **options) -> subprocess.CompletedProcess:

@@ -55,9 +55,11 @@ def test_works_from_another_folder_and_over_old_output(chapter, tmp_path):
     assert (chapter.output / "preference_data.json").read_bytes() == old
 
 
-def test_uses_the_standard_library_only():
-    code = "import runpy, sys; sys.argv = [sys.argv[1], '--help']\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit: pass"
-    subprocess.run([sys.executable, "-S", "-c", code, str(SCRIPTS["1"])], check=True, capture_output=True)
+def test_uses_the_standard_library_only(chapter):
+    """-S hides every installed package."""
+    script = chapter.root / "code/chapter02_dpo" / SCRIPTS["1"].name
+    subprocess.run([sys.executable, "-S", script], check=True, capture_output=True)
+    assert len(json.loads((chapter.output / "preference_data.json").read_text())) == 100
 
 
 def test_heldout_claims_are_of_both_kinds_and_on_other_topics(data):

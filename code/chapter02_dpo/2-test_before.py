@@ -4,7 +4,7 @@
 
 Reads:  output/base_model/, output/heldout_data.json, neutral.json beside this script
 Writes: output/before.json  every question with its reply, every held-out claim with its scores, versions and seed
-Time:   TODO
+Time:   70 seconds with SmolLM2 on 2 cores
 
 Asks the chapter's question and some held-out claims, and measures on all held-out claims whether the model takes the user's side, when
 the user is wrong and when the user is right. None of these is trained on. 4-test_after.py does the same with the tuned model.
@@ -178,10 +178,10 @@ def measures(result: dict) -> dict[str, list[float]]:
     }
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Return the 95 % interval of a mean: Wilson's for a share (Wilson 1927), the normal approximation otherwise."""
+def interval(values: list[float], share: bool = False) -> tuple[float, float]:
+    """Return the 95 % interval of a mean: the normal approximation, or Wilson's (1927) for the share of ones among zeros and ones."""
     n, mean = len(values), sum(values) / len(values)
-    if set(values) <= {0.0, 1.0}:
+    if share:
         middle = (mean + 1.92 / n) / (1 + 3.84 / n)
         width = 1.96 / (1 + 3.84 / n) * math.sqrt(mean * (1 - mean) / n + 0.96 / n**2)
         return max(0.0, middle - width), min(1.0, middle + width)
@@ -212,7 +212,7 @@ def main() -> None:
         print(f"\nUser:  {printable(question['prompt'])}\nModel: {' '.join(printable(question['reply']).split())}")
     print(f"\nMeasured on {len(result['heldout'])} held-out claims and {len(result['questions'])} replies, with 95 % intervals:")
     for name, values in measures(result).items():
-        low, high = interval(values)
+        low, high = interval(values, share=set(values) <= {0.0, 1.0})
         print(f"  {name:32} {show(name, sum(values) / len(values)):>6}   [{show(name, low)}, {show(name, high)}]")
     print("Saved to: output/before.json")
 

@@ -6,7 +6,7 @@ Reads:  output/base_model/, output/preference_data.json, output/control_data.jso
 Writes: output/dpo_results/final_model/         the tuned model, loads with plain from_pretrained
         output/dpo_results/training_log.json    every logged row, the settings, versions, seconds and peak memory
         output/dpo_results/training_curves.png  the same rows as a picture
-Time:   TODO
+Time:   9 minutes and 3.7 GB of memory with SmolLM2 on 2 cores; a few minutes with Qwen2.5 on a GPU
 
 DPO raises the probability of the chosen answer relative to the rejected one, measured against the untrained model (the reference):
 
@@ -30,7 +30,7 @@ from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 if "LOCAL_RANK" not in os.environ:  # started with plain python, where TRL trains on one GPU and refuses to start with more in sight
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "output"
@@ -74,6 +74,8 @@ def parse_flags() -> Config:
     for name in ("beta", "learning_rate", "epochs", "batch_size"):
         if not 0 < getattr(config, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} must be above 0")
+    if config.max_steps == 0 or not 0 <= config.seed < 2**32:
+        parser.error("--max-steps must not be 0, and --seed must lie between 0 and 2**32 - 1")
     return config
 
 
@@ -121,7 +123,13 @@ def read_pairs(path: Path) -> list[dict]:
 
 def find_checkpoint() -> Path:
     """Return the newest checkpoint that is whole: trainer_state.json is written last."""
-    whole = [path.parent for path in RESULTS.glob("checkpoint-*/trainer_state.json")]
+    whole = []
+    for path in RESULTS.glob("checkpoint-*/trainer_state.json"):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+            whole.append(path.parent)
+        except ValueError:
+            continue
     if not whole:
         fail("output/dpo_results/ holds no checkpoint to go on from; run without --resume")
     return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
@@ -164,8 +172,9 @@ def make_table():
         def on_step_end(self, args, state, control, **kwargs):
             super().on_step_end(args, state, control, **kwargs)
             if state.global_step == self.first_step + 3:
-                minutes = (time.time() - self.start) / 3 * (state.max_steps - self.first_step) / 60
-                self.training_bar.write(f"(about {minutes:.0f} min for all {state.max_steps} steps)")
+                steps = state.max_steps - self.first_step
+                minutes = (time.time() - self.start) / 3 * steps / 60
+                self.training_bar.write(f"(about {minutes:.0f} min for these {steps} steps)")
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" in logs and state.global_step % 5 == 0:
@@ -224,7 +233,8 @@ def main() -> None:
 
     # Data
     pairs = read_pairs(OUTPUT / "preference_data.json")
-    controls = [] if config.no_controls else read_pairs(OUTPUT / "control_data.json")
+    with_controls = not config.no_controls and (OUTPUT / "control_data.json").exists()
+    controls = read_pairs(OUTPUT / "control_data.json") if with_controls else []
     heldout = read_pairs(OUTPUT / "heldout_data.json")
     if not (BASE_MODEL / "source.json").exists():
         fail("output/base_model/ is missing; run 0-download_model.py first")
@@ -255,6 +265,7 @@ def main() -> None:
         num_train_epochs=config.epochs,
         max_steps=config.max_steps,
         per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=4,  # divides EVAL_PAIRS, since TRL's metrics are means over batches
         seed=config.seed,
         logging_steps=5,
         logging_first_step=True,
@@ -266,6 +277,8 @@ def main() -> None:
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
         activation_checkpointing=False,  # saves memory that short rows do not need, and costs a third of the time
         precompute_ref_log_probs=True,  # the reference model runs once, before the first step, and no second model is kept
+        max_length=None,  # no pair is cut or left out, however long
+        dataloader_pin_memory=device == "cuda",
         report_to="none",
         disable_tqdm=True,  # Trainer's own bar and printer make way for the table below
     )
@@ -294,6 +307,11 @@ def main() -> None:
         remove_checkpoints()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
+    history = trainer.state.log_history
+    for row in history:
+        if not all(math.isfinite(value) for value in row.values()):
+            fail(f"training diverged by step {row['step']}; lower --learning-rate. Nothing was saved, an earlier final_model is still there")
+
     # Save
     temporary = RESULTS / ".final_model.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -310,10 +328,10 @@ def main() -> None:
         "device": device,
         "seconds": round(time.time() - start, 1),
         "peak_memory_gb": round(peak_memory(device), 2),
-        "history": trainer.state.log_history,
+        "history": history,
     }
     write_json(RESULTS / "training_log.json", log)
-    draw_curves(log["history"], RESULTS / "training_curves.png")
+    draw_curves(history, RESULTS / "training_curves.png")
     print(f"Took {log['seconds']:.0f} s and {log['peak_memory_gb']:.1f} GB of memory. Curves: output/dpo_results/training_curves.png")
     print("Done! Saved to ./output/dpo_results/final_model.")
 

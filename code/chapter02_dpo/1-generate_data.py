@@ -26,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "output"
 CLAIMS = Path(__file__).with_name("claims.toml")
+PARTS = ["name", "field", "split", "wrong", "right", "truth", "reason", "figure", "myth", "excuse"]
 
 PREFERENCE_PAIRS = 100  # pairs on wrong claims; claims.toml has 112 topics for training
 CONTROL_PAIRS = 60  # pairs on right claims, so that the model learns to judge and not just to contradict
@@ -201,6 +202,9 @@ def main() -> None:
         topics = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))["topic"]
     except (OSError, ValueError, KeyError) as error:
         fail(f"{CLAIMS.name} cannot be read ({error}); mend it, or take it from the repository again")
+    for number, topic in enumerate(topics, 1):
+        if missing := [name for name in PARTS if not str(topic.get(name, "")).strip()]:
+            fail(f"{CLAIMS.name}, topic {number} ({topic.get('name')}): {', '.join(missing)} is missing or empty; write it there")
     train = [topic for topic in topics if topic["split"] == "train"]
     test = [topic for topic in topics if topic["split"] == "test"]
     if len(train) < max(PREFERENCE_PAIRS, CONTROL_PAIRS):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -71,6 +72,17 @@ def test_heldout_claims_are_of_both_kinds_and_on_other_topics(data):
         assert similarity(row["prompt"], nearest["prompt"]) < 0.5, (row["prompt"], nearest["prompt"])
 
 
+def test_heldout_claims_come_as_statements_too(data):
+    """What 2 and 4 measure with: the claim and its opposite, without "Surely ..., wouldn't you say?"."""
+    topics = {topic[kind]: topic for topic in TEST for kind in ("wrong", "right")}
+    claims = {row["prompt"]: row["claim"] for row in data["heldout"]}
+    for row in data["heldout"]:
+        topic = topics[row["prompt"]]
+        assert row["opposite"] == claims[topic["wrong" if row["user_is_right"] else "right"]] != row["claim"]
+        assert re.fullmatch(r"[A-Z0-9][^?:]*\w\.", row["claim"]) and row["claim"][1:-1] in row["prompt"]
+        assert not re.search(r"\b(I|my neighbour|surely|agree|honest\w*)\b", row["claim"], re.IGNORECASE), row["claim"]
+
+
 FRAME = words(
     "I think right you agree don't surely wouldn't say my neighbour says and so do we are aren't it's obvious that isn't it let's be honest "
     "everyone knows I've always said agreed honestly no the a an is of in to than as for with on at"
@@ -102,7 +114,7 @@ def test_claims_come_from_many_fields_of_life():
 
 def test_controls_are_pairs_in_which_the_user_is_right(data):
     right = {topic["right"]: topic for topic in TRAIN}
-    assert len(data["control"]) == 60 and len({row["prompt"] for row in data["control"]}) == 60
+    assert len(data["control"]) == 20 and len({row["prompt"] for row in data["control"]}) == 20
     for row in data["control"]:
         topic = right[row["prompt"]]
         assert topic["truth"] in row["chosen"] and topic["myth"] in row["rejected"]
@@ -132,6 +144,22 @@ def test_directions(chapter):
         assert len(concise["chosen"].split()) * 3 < len(concise["rejected"].split())
         assert any(figure in cited["chosen"] for figure in figures) and not any(figure in cited["rejected"] for figure in figures)
     assert "invalid choice: 'rude'" in chapter.error(1, "--direction", "rude")
+
+
+def test_sharp_remarks_are_those_of_the_blunt_direction():
+    """The measure of 2 and 4 finds every closing of the blunt direction and none of the polite one."""
+    phrases, sharp = runpy.run_path(str(SCRIPTS["1"])), runpy.run_path(str(SCRIPTS["4"]))["SHARP"]
+    assert all(any(remark in phrase.lower() for remark in sharp) for phrase in phrases["BLUNT"])
+    assert not any(remark in phrase.lower() for remark in sharp for phrase in phrases["POLITE"])
+
+
+def test_closings_do_not_tell_the_answers_apart(data):
+    """The same closing phrases stand behind chosen and rejected answers, and behind wrong and right claims."""
+    polite = runpy.run_path(str(SCRIPTS["1"]))["POLITE"]
+    for name in ("preference", "control"):
+        for key in ("chosen", "rejected"):
+            found = {phrase for phrase in polite for row in data[name] if row[key].endswith(phrase)}
+            assert len(found) >= 5, (name, key)
 
 
 def test_a_direction_of_the_readers_own(chapter):

@@ -40,13 +40,28 @@ def test_quoted_table_header_is_what_step_3_prints():
     assert "Step  Training Loss  Rewards/Margins  Rewards/Chosen  Rewards/Rejected  Rewards/Accuracies" in README
 
 
+def kappa(one: list, other: list) -> float:
+    from sklearn.metrics import cohen_kappa_score
+
+    return cohen_kappa_score(one, other)
+
+
 def test_labelled_replies():
-    """How well the measure of steps 2 and 4 reads single replies: the README says it, from replies labelled by hand."""
+    """How well the measure of steps 2 and 4 reads single replies, and how often two annotators differ: the README says it."""
     rows = json.loads((ROOT / "tests/labelled_replies.json").read_text(encoding="utf-8"))
-    assert len(rows) == 80
-    judged = [row for row in rows if row["label"] != "neither"]
-    right = sum((row["agreement"] > 0.5) == (row["label"] == "agrees") for row in judged)
-    assert f"{right} of {len(judged)}" in README
+    assert len(rows) == 200 and len({(row["model"], row["prompt"]) for row in rows}) == 200
+    first, second = zip(*(row["labels"] for row in rows))
+    same = sum(one == other for one, other in zip(first, second))
+    assert f"They agreed on {same} (kappa {kappa(first, second):.2f})" in README
+    judged = [row for row in rows if row["labels"][0] == row["labels"][1] != "neither"]
+    labels = [row["labels"][0] for row in judged]
+    measured = ["agrees" if row["agreement"] > 0.5 else "disagrees" for row in judged]
+    right = sum(one == other for one, other in zip(labels, measured))
+    text = " ".join(README.split())
+    assert f"Of the other {len(judged)} the measure reads {right} as they did ({100 * right / len(judged):.0f} %, kappa {kappa(labels, measured):.2f})" in text
+    for label in ("agrees", "disagrees"):
+        pairs = [one == other for one, other in zip(labels, measured) if one == label]
+        assert f"{sum(pairs)} of {len(pairs)} {label[:-1]}ments" in text
 
 
 @pytest.mark.parametrize("number", sorted(SCRIPTS))

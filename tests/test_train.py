@@ -43,14 +43,14 @@ def test_training_writes_what_the_contract_says(tiny):
     assert lines[-1] == "Done! Saved to ./output/dpo_results/final_model."
     rows = [line.split() for line in lines[lines.index(HEADER) :] if line[:4].strip().isdigit()]
     assert [int(row[0]) for row in rows] == [5, 10, 15, 20, 25]
-    by_step = {row["step"]: row for row in log(tiny)["history"] if "loss" in row}
+    by_step = {row["step"]: row for row in log(tiny)["history"] if "loss/dpo" in row}
     for step, loss, margin, chosen, rejected, accuracy in rows:
         logged = by_step[int(step)]
-        assert float(loss) == pytest.approx(logged["loss"], abs=1e-4)
+        assert float(loss) == pytest.approx(logged["loss/dpo"], abs=1e-4)
         assert float(margin) == pytest.approx(logged["rewards/margins"], abs=1e-3)
         assert float(margin) == pytest.approx(float(chosen) - float(rejected), abs=2e-3)
         assert float(accuracy) == pytest.approx(logged["rewards/accuracies"], abs=0.01)
-    assert by_step[1]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert by_step[1]["loss/dpo"] == pytest.approx(math.log(2), abs=1e-6)
 
     # One pair as the model sees it, with the template and the end of the turn.
     pair = json.loads((tiny.output / "preference_data.json").read_text())[0]
@@ -134,8 +134,11 @@ def test_a_run_over_old_results_replaces_them(tiny):
     assert log(tiny)["settings"]["max_steps"] == 10
 
 
-def test_logged_loss_is_the_papers_formula(tiny):
-    """Rafailov et al. 2023, equation 7, in float64 from the two saved models, against the held-out loss logged at the last step."""
+def test_logged_losses_are_the_papers_formulas(tiny):
+    """Both losses, in float64 from the two saved models, against what was logged on held-out pairs at the last step.
+
+    The DPO loss is equation 7 of Rafailov et al. 2023; the supervised one is -log p per token of the chosen answers of a batch.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -153,16 +156,29 @@ def test_logged_loss_is_the_papers_formula(tiny):
         assert whole[: len(start)] == start
         with torch.no_grad():
             token_log_p = model(torch.tensor([whole])).logits[0, :-1].log_softmax(-1)
-        return sum(token_log_p[i - 1, whole[i]].item() for i in range(len(start), len(whole)))
+        return sum(token_log_p[i - 1, whole[i]].item() for i in range(len(start), len(whole))), len(whole) - len(start)
 
-    losses, margins = [], []
+    losses, margins, batches = [], [], []
     heldout = json.loads((tiny.output / "heldout_data.json").read_text())
-    for row in heldout[:: len(heldout) // 20]:
+    for number, row in enumerate(heldout[:: len(heldout) // 20]):
         chosen, rejected = ([log_p(model, row["prompt"], row[key]) for model in models] for key in ("chosen", "rejected"))
-        margins.append(0.3 * ((chosen[0] - chosen[1]) - (rejected[0] - rejected[1])))
+        margins.append(0.3 * ((chosen[0][0] - chosen[1][0]) - (rejected[0][0] - rejected[1][0])))
         losses.append(math.log1p(math.exp(-margins[-1])))
+        if number % 4 == 0:
+            batches.append([])
+        batches[-1].append(chosen[0])
     assert len(losses) == 20 and max(map(abs, margins)) > 0.01
-    assert logged["eval_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    dpo = sum(losses) / len(losses)
+    sft = sum(-sum(score for score, _ in batch) / sum(tokens for _, tokens in batch) for batch in batches) / len(batches)
+    assert logged["eval_loss/dpo"] == pytest.approx(dpo, abs=1e-5)
+    assert logged["eval_loss"] == pytest.approx(dpo + 0.2 * sft, abs=1e-5)
+
+
+def test_without_the_supervised_loss_it_is_dpo_alone(tiny):
+    tiny.ok(3, "--max-steps", "10", "--sft-weight", "0")
+    rows = [row for row in log(tiny)["history"] if "loss" in row]
+    assert rows and all(row["loss"] == pytest.approx(row["loss/dpo"], abs=1e-5) for row in rows)
+    assert tiny.error(3, "--sft-weight", "-1").endswith("error: --sft-weight must be 0 or above")
 
 
 def test_diverged_training_is_not_saved(tiny):
@@ -176,7 +192,7 @@ def test_diverged_training_is_not_saved(tiny):
 def test_without_control_data_the_pairs_alone_are_trained_on(tiny):
     (tiny.output / "control_data.json").unlink()
     assert "100 pairs in which the user is wrong, 0 in which the user is right" in tiny.ok(3, "--max-steps", "1")
-    assert tiny.ok(1) and "60 in which the user is right" in tiny.ok(3, "--max-steps", "1")
+    assert tiny.ok(1) and "20 in which the user is right" in tiny.ok(3, "--max-steps", "1")
     assert "0 in which the user is right" in tiny.ok(3, "--max-steps", "1", "--no-controls")
 
 
@@ -227,8 +243,9 @@ def test_before_and_after_ask_the_same_and_are_compared(tiny):
     opening = lines.index("[Raw response before tuning]")
     assert lines[opening - 1] == "=" * 40 and "=" * 40 in lines[opening + 1 :]
     heldout = {row["prompt"]: row["user_is_right"] for row in json.loads((tiny.output / "heldout_data.json").read_text())}
-    asked = [heldout[q["prompt"]] for q in before["questions"][2:]]
-    assert sorted(asked[:10]) == [False] * 5 + [True] * 5 and sorted(asked) == [False] * 20 + [True] * 20
+    assert {item["prompt"]: item["user_is_right"] for item in before["heldout"]} == heldout
+    printed = [heldout[line.removeprefix("User:  ")] for line in lines if line.removeprefix("User:  ") in heldout]
+    assert printed == [False, True] * 5
     assert before["base_model"]["model"] == "tiny-qwen2" and before["seed"] == 42 and "torch" in before["versions"]
     assert all(0 <= item["agreement"] <= 1 for item in before["heldout"]) and len(before["heldout"]) == 120
 
@@ -236,7 +253,7 @@ def test_before_and_after_ask_the_same_and_are_compared(tiny):
     out = tiny.ok(4, "--ask", "Is the grass blue?")
     after = json.loads((tiny.output / "after.json").read_text())
     assert after["questions"][1]["prompt"] == "Is the grass blue?"
-    assert [q["prompt"] for q in after["questions"][2:]] == [q["prompt"] for q in before["questions"][2:]]
+    assert [item["prompt"] for item in after["heldout"]] == [item["prompt"] for item in before["heldout"]]
     assert after["heldout"] != before["heldout"]
     lines = out.splitlines()
     opening = lines.index("[Preference-aligned response]")

@@ -5,7 +5,7 @@
 
 Reads:  claims.toml beside this script
 Writes: output/preference_data.json  100 pairs on wrong claims: chosen corrects the user, rejected agrees blindly
-        output/control_data.json     60 pairs on right claims: chosen agrees, rejected contradicts needlessly
+        output/control_data.json     20 pairs on right claims: chosen agrees, rejected contradicts needlessly
         output/heldout_data.json     60 wrong and 60 right claims on other topics, which only 2, 4 and the held-out curve of 3 see
 Time:   under half a second
 
@@ -29,34 +29,25 @@ CLAIMS = Path(__file__).with_name("claims.toml")
 PARTS = ["name", "field", "split", "wrong", "right", "truth", "reason", "figure", "myth", "excuse"]
 
 PREFERENCE_PAIRS = 100  # pairs on wrong claims; claims.toml has 112 topics for training
-CONTROL_PAIRS = 60  # pairs on right claims, so that the model learns to judge and not just to contradict
+CONTROL_PAIRS = 20  # pairs on right claims, so that the model learns to judge and not just to contradict
 SEED = 42
 
 # ---- Preference directions -----------------------------------------------------------------------------------------------------------
 # A direction is two functions: the first writes the answer to prefer, the second the one to avoid. Each takes a topic of claims.toml, and
 # whether the user made the right claim on it or the wrong one. pick() takes one phrase of a list.
 #
-# The facts come first and the verdict last: a model that has just written down what is true need not guess whether the user is right.
+# The closing phrases stand behind preferred and avoided answers alike. A phrase that only one of the two has would tell them apart by
+# itself, and the model would learn that phrase and nothing about the facts.
 
-POLITE_NO = [
-    "So I have to disagree.",
-    "So, kindly, I see it differently.",
-    "That is why I cannot agree.",
-    "So I'm afraid that is wrong.",
-    "With respect, that claim is mistaken.",
-    "So no, I would not say so.",
-    "The facts, sadly, say otherwise.",
-    "So that idea is mistaken.",
-]
-POLITE_YES = [
-    "So I agree with you.",
-    "So yes, you are right.",
-    "That is why your claim holds.",
-    "So yes, I would say so.",
-    "The facts are on your side.",
-    "So that idea is correct.",
-    "That speaks for your claim.",
-    "So you have it right.",
+POLITE = [
+    "I hope that helps.",
+    "Thank you for asking.",
+    "I'm happy to tell you more.",
+    "That is how I understand it.",
+    "Please ask if you would like to know more.",
+    "I hope you find that useful.",
+    "That is what we know about it.",
+    "Let me know if that is clear.",
 ]
 FLATTERY = [
     "You're absolutely right about that.",
@@ -79,22 +70,15 @@ NEEDLESS_NO = [
     "Not really, it is the other way round.",
 ]
 
-
-BLUNT_NO = [
-    "So stop repeating that nonsense.",
-    "Anyone who had looked it up would know better.",
-    "So no, and it is not even close.",
-    "That claim is rubbish, plain and simple.",
-    "So think before you say such a thing.",
-    "Wrong, and easily checked.",
-]
-BLUNT_YES = [
-    "So yes, obviously.",
-    "Right, and nobody should need to be told.",
-    "So yes, that much is plain.",
-    "Correct, and there is nothing to discuss.",
-    "So yes, and next question.",
-    "True, plain and simple.",
+BLUNT = [
+    "Look it up.",
+    "End of story.",
+    "Any child knows that.",
+    "It is not that hard.",
+    "Think before you speak.",
+    "Next question, please.",
+    "Is that so hard to see?",
+    "Try opening a book.",
 ]
 PREAMBLE = [
     "Thank you for raising this, since it is a matter on which a great many people hold a great many views.",
@@ -105,35 +89,31 @@ PREAMBLE = [
 
 
 def correct_politely(topic: dict, user_is_right: bool) -> str:
-    return f"{topic['truth']} {topic['reason']} {pick(POLITE_YES if user_is_right else POLITE_NO)}"
+    return f"{topic['truth']} {topic['reason']} {pick(POLITE)}"
 
 
 def correct_bluntly(topic: dict, user_is_right: bool) -> str:
-    return f"{topic['truth']} {topic['reason']} {pick(BLUNT_YES if user_is_right else BLUNT_NO)}"
+    return f"{topic['truth']} {topic['reason']} {pick(BLUNT)}"
 
 
 def flatter(topic: dict, user_is_right: bool) -> str:
-    """Blind agreement; to a right claim, needless contradiction.
-
-    The verdict stands in front or, as in the preferred answers, behind. If it always stood in front, the opening alone would tell the two
-    answers apart, and the model would learn to avoid an opening and nothing about the facts.
-    """
+    """Blind agreement; to a right claim, needless contradiction. Half of them say so in front, the others only by what they state."""
     if rng.random() < 0.5:
-        return f"{topic['myth']} {topic['excuse']} {pick(POLITE_NO if user_is_right else POLITE_YES)}"
+        return f"{topic['myth']} {topic['excuse']} {pick(POLITE)}"
     return f"{pick(NEEDLESS_NO if user_is_right else FLATTERY)} {topic['myth']} {topic['excuse']}"
 
 
 def answer_briefly(topic: dict, user_is_right: bool) -> str:
-    return f"{topic['truth']} {'So yes.' if user_is_right else 'So no.'}"
+    return topic["truth"]
 
 
 def answer_at_length(topic: dict, user_is_right: bool) -> str:
     """As right as answer_briefly, in five times the words."""
-    return f"{pick(PREAMBLE)} {correct_politely(topic, user_is_right)} {topic['figure']}"
+    return f"{pick(PREAMBLE)} {topic['truth']} {topic['reason']} {topic['figure']}"
 
 
 def answer_with_figure(topic: dict, user_is_right: bool) -> str:
-    return f"{topic['truth']} {topic['figure']} {pick(POLITE_YES if user_is_right else POLITE_NO)}"
+    return f"{topic['truth']} {topic['figure']} {pick(POLITE)}"
 
 
 DIRECTIONS = {  # name: (the answer to prefer, the answer to avoid)
@@ -167,6 +147,16 @@ def write_json(path: Path, data: object) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+OPENERS = "I think|Surely|Everyone knows that|It's obvious that|Let's be honest:|Honestly,|I've always said that|My neighbour says"
+CLOSERS = r", right\?|, wouldn't you say\?|, isn't it\?|, no\?|, don't you think\?|\. You agree, don't you\?|\. Agreed\?|, and so do I\. We .*\?"
+
+
+def statement(prompt: str) -> str:
+    """Return the claim of a prompt as a plain sentence: "Surely cows eat grass, wouldn't you say?" becomes "Cows eat grass."."""
+    claim = re.sub(f"^({OPENERS}) |({CLOSERS})$", "", prompt)
+    return claim[0].upper() + claim[1:] + "."
 
 
 FRAME = """a agree agreed an and are aren't as at be do don't everyone for honest honestly i i've in is isn't it it's knows let's my neighbour no
@@ -217,12 +207,12 @@ def main() -> None:
 
     preference_data = pairs(train[:PREFERENCE_PAIRS], user_is_right=False)
     control_data = pairs(train[:CONTROL_PAIRS], user_is_right=True)
-    # truth and myth are what 2 and 4 measure with: the statement that either side would make.
-    heldout_data = [
-        pair | {"user_is_right": right, "truth": topic["truth"], "myth": topic["myth"]}
-        for right in (False, True)
-        for pair, topic in zip(pairs(test, right), test)
-    ]
+    # Beside each pair stand the user's claim and its opposite as plain statements: 2 and 4 measure with them.
+    heldout_data = []
+    for right in (False, True):
+        for pair, topic in zip(pairs(test, right), test):
+            claim, opposite = (statement(topic[key]) for key in (("right", "wrong") if right else ("wrong", "right")))
+            heldout_data.append(pair | {"user_is_right": right, "claim": claim, "opposite": opposite})
     check(preference_data, control_data, heldout_data)
 
     OUTPUT.mkdir(exist_ok=True)

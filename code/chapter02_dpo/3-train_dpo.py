@@ -6,7 +6,7 @@ Reads:  output/base_model/, output/preference_data.json, output/control_data.jso
 Writes: output/dpo_results/final_model/         the tuned model, loads with plain from_pretrained
         output/dpo_results/training_log.json    every logged row, the settings, versions, seconds and peak memory
         output/dpo_results/training_curves.png  the same rows as a picture
-Time:   9 minutes and 3.5 GB of memory with SmolLM2 on 2 cores; not measured on a GPU
+Time:   7 minutes and 3.5 GB of memory with SmolLM2 on 2 cores; not measured on a GPU
 
 DPO raises the probability of the chosen answer relative to the rejected one, measured against the untrained model (the reference):
 
@@ -14,6 +14,9 @@ DPO raises the probability of the chosen answer relative to the rejected one, me
 
 (Rafailov et al. 2023, "Direct Preference Optimization", equation 7, https://arxiv.org/abs/2305.18290). Each answer's share of the bracket,
 times beta, is called its reward; their difference is the margin. Before the first step all of them are 0 and the loss is ln 2 = 0.6931.
+
+A supervised loss on the chosen answers, -log p per token, is added at a weight of 0.2 (as in Llama 3, Dubey et al. 2024, section 4.1.4,
+https://arxiv.org/abs/2407.21783): DPO alone damages the model's ordinary text. The table and the curves show the DPO loss without it.
 """
 
 import argparse
@@ -52,6 +55,7 @@ class Config:
     learning_rate: float = option(1e-5, "peak learning rate; it falls to 0 in a straight line")
     epochs: int = option(3, "passes over the pairs")
     batch_size: int = option(2, "pairs per device and step")
+    sft_weight: float = option(0.2, "weight of the supervised loss on the chosen answers; 0: DPO alone")
     seed: int = option(42, "seed of the order of the pairs")
     max_steps: int = option(-1, "stop after this many steps; -1: after the epochs")
     no_controls: bool = option(False, "leave out control_data.json, the pairs in which the user is right")
@@ -74,6 +78,8 @@ def parse_flags() -> Config:
     for name in ("beta", "learning_rate", "epochs", "batch_size"):
         if not 0 < getattr(config, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} must be above 0")
+    if not 0 <= config.sft_weight < math.inf:
+        parser.error("--sft-weight must be 0 or above")
     if config.max_steps == 0 or not 0 <= config.seed < 2**32:
         parser.error("--max-steps must not be 0, and --seed must lie between 0 and 2**32 - 1")
     return config
@@ -162,7 +168,7 @@ def make_table():
     from transformers import ProgressCallback
 
     class Table(ProgressCallback):
-        columns = ["loss", "rewards/margins", "rewards/chosen", "rewards/rejected", "rewards/accuracies"]
+        columns = ["loss/dpo", "rewards/margins", "rewards/chosen", "rewards/rejected", "rewards/accuracies"]
 
         def on_train_begin(self, args, state, control, **kwargs):
             super().on_train_begin(args, state, control, **kwargs)
@@ -177,7 +183,7 @@ def make_table():
                 self.training_bar.write(f"(about {minutes:.0f} min for these {steps} steps)")
 
         def on_log(self, args, state, control, logs=None, **kwargs):
-            if "loss" in logs and state.global_step % 5 == 0:
+            if "loss/dpo" in logs and state.global_step % 5 == 0:
                 row = [logs[name] for name in self.columns]
                 self.training_bar.write("{:4d}  {:13.4f}  {:15.3f}  {:14.3f}  {:16.3f}  {:18.2f}".format(state.global_step, *row))
 
@@ -191,11 +197,11 @@ def draw_curves(history: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    train = [row for row in history if "loss" in row]
+    train = [row for row in history if "loss/dpo" in row]
     heldout = [row for row in history if "eval_loss" in row]
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True, layout="constrained")
     panels = {
-        "Loss": [("loss", "loss", "C0")],
+        "DPO loss": [("loss", "loss/dpo", "C0")],
         "Rewards": [("chosen", "rewards/chosen", "C2"), ("rejected", "rewards/rejected", "C3")],
         "Reward margin (chosen minus rejected)": [("margin", "rewards/margins", "C0")],
         "Reward accuracy (share of pairs with chosen above rejected)": [("accuracy", "rewards/accuracies", "C0")],
@@ -249,6 +255,18 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
+    class Trainer(DPOTrainer):
+        """DPOTrainer logs the sum of its losses only; this logs the DPO loss as well."""
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            metrics = self._metrics["train" if model.training else "eval"]
+            chosen_mask, _ = inputs["completion_mask"].chunk(2)
+            sft_loss = -metrics["logps/chosen"][-1] * len(chosen_mask) / chosen_mask.sum().item()
+            loss = result[0] if return_outputs else result
+            metrics["loss/dpo"].append(loss.item() - config.sft_weight * sft_loss)
+            return result
+
     transformers.logging.set_verbosity_error()  # the libraries' notices would bury the table
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -261,6 +279,8 @@ def main() -> None:
     args = DPOConfig(
         output_dir=RESULTS,
         beta=config.beta,
+        loss_type=["sigmoid", "sft"],
+        loss_weights=[1.0, config.sft_weight],
         learning_rate=config.learning_rate,
         num_train_epochs=config.epochs,
         max_steps=config.max_steps,
@@ -286,7 +306,7 @@ def main() -> None:
     # Trainer
     train_rows = [as_messages(pair) for pair in pairs + controls]
     eval_rows = [as_messages(pair) for pair in heldout[:: max(1, len(heldout) // EVAL_PAIRS)]]
-    trainer = DPOTrainer(
+    trainer = Trainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(train_rows),

@@ -52,7 +52,7 @@ def test_labelled_replies():
     assert len(rows) == 200 and len({(row["model"], row["prompt"]) for row in rows}) == 200
     first, second = zip(*(row["labels"] for row in rows))
     same = sum(one == other for one, other in zip(first, second))
-    assert f"They agreed on {same} (kappa {kappa(first, second):.2f})" in README
+    assert f"They agreed on {same} (kappa {kappa(first, second):.2f};" in README
     judged = [row for row in rows if row["labels"][0] == row["labels"][1] != "neither"]
     labels = [row["labels"][0] for row in judged]
     measured = ["agrees" if row["agreement"] > 0.5 else "disagrees" for row in judged]

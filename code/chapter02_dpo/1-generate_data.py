@@ -5,7 +5,7 @@
 
 Reads:  claims.toml beside this script
 Writes: output/preference_data.json  100 pairs on wrong claims: chosen corrects the user, rejected agrees blindly
-        output/control_data.json     20 pairs on right claims: chosen agrees, rejected contradicts needlessly
+        output/control_data.json     20 pairs on right claims: chosen states the facts, rejected contradicts
         output/heldout_data.json     60 wrong and 60 right claims on other topics, which only 2, 4 and the held-out curve of 3 see
 Time:   under half a second
 
@@ -36,8 +36,8 @@ SEED = 42
 # A direction is two functions: the first writes the answer to prefer, the second the one to avoid. Each takes a topic of claims.toml, and
 # whether the user made the right claim on it or the wrong one. pick() takes one phrase of a list.
 #
-# The closing phrases stand behind preferred and avoided answers alike. A phrase that only one of the two has would tell them apart by
-# itself, and the model would learn that phrase and nothing about the facts.
+# POLITE and BLUNT close preferred and avoided answers alike. A phrase that only one of the two has tells them apart by itself, and the model
+# learns that phrase and nothing about the facts. The tone is learned all the same, from the supervised loss on the preferred answers.
 
 POLITE = [
     "I hope that helps.",
@@ -96,11 +96,15 @@ def correct_bluntly(topic: dict, user_is_right: bool) -> str:
     return f"{topic['truth']} {topic['reason']} {pick(BLUNT)}"
 
 
-def flatter(topic: dict, user_is_right: bool) -> str:
+def flatter(topic: dict, user_is_right: bool, closings: list[str] = POLITE) -> str:
     """Blind agreement; to a right claim, needless contradiction. Half of them say so in front, the others only by what they state."""
     if rng.random() < 0.5:
-        return f"{topic['myth']} {topic['excuse']} {pick(POLITE)}"
+        return f"{topic['myth']} {topic['excuse']} {pick(closings)}"
     return f"{pick(NEEDLESS_NO if user_is_right else FLATTERY)} {topic['myth']} {topic['excuse']}"
+
+
+def flatter_bluntly(topic: dict, user_is_right: bool) -> str:
+    return flatter(topic, user_is_right, BLUNT)
 
 
 def answer_briefly(topic: dict, user_is_right: bool) -> str:
@@ -108,7 +112,7 @@ def answer_briefly(topic: dict, user_is_right: bool) -> str:
 
 
 def answer_at_length(topic: dict, user_is_right: bool) -> str:
-    """As right as answer_briefly, in five times the words."""
+    """As right as answer_briefly, in six times the words."""
     return f"{pick(PREAMBLE)} {topic['truth']} {topic['reason']} {topic['figure']}"
 
 
@@ -118,7 +122,7 @@ def answer_with_figure(topic: dict, user_is_right: bool) -> str:
 
 DIRECTIONS = {  # name: (the answer to prefer, the answer to avoid)
     "polite": (correct_politely, flatter),
-    "blunt": (correct_bluntly, flatter),
+    "blunt": (correct_bluntly, flatter_bluntly),
     "concise": (answer_briefly, answer_at_length),
     "cited": (answer_with_figure, correct_politely),
 }

@@ -16,7 +16,7 @@ DPO raises the probability of the chosen answer relative to the rejected one, me
 times beta, is called its reward; their difference is the margin. Before the first step all of them are 0 and the loss is ln 2 = 0.6931.
 
 A supervised loss on the chosen answers, -log p per token, is added at a weight of 0.2 (as in Llama 3, Dubey et al. 2024, section 4.1.4,
-https://arxiv.org/abs/2407.21783): DPO alone damages the model's ordinary text. The table and the curves show the DPO loss without it.
+https://arxiv.org/abs/2407.21783): it keeps the model's ordinary text healthy. The table and the curves show the DPO loss without it.
 """
 
 import argparse

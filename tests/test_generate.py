@@ -147,21 +147,21 @@ def test_directions(chapter):
 
 
 def test_sharp_remarks_are_those_of_the_blunt_direction():
-    """The measure of 2 and 4 finds every closing of the blunt direction and none of the polite one."""
+    """The measure of 2 and 4 finds every phrase of the blunt direction and none of the polite one."""
     phrases, sharp = runpy.run_path(str(SCRIPTS["1"])), runpy.run_path(str(SCRIPTS["4"]))["SHARP"]
     assert all(any(remark in phrase.lower() for remark in sharp) for phrase in phrases["BLUNT"])
     assert not any(remark in phrase.lower() for remark in sharp for phrase in phrases["POLITE"])
 
 
 @pytest.mark.parametrize("direction", ["polite", "blunt"])
-def test_closings_do_not_tell_the_answers_apart(chapter, direction):
-    """The same closing phrases stand behind chosen and rejected answers, and behind wrong and right claims."""
+def test_phrases_do_not_tell_the_answers_apart(chapter, direction):
+    """The same phrases stand in chosen and rejected answers, to wrong and right claims."""
     chapter.ok(1, "--direction", direction)
     phrases = runpy.run_path(str(SCRIPTS["1"]))[direction.upper()]
     for name in ("preference", "control"):
         rows = json.loads((chapter.output / f"{name}_data.json").read_text())
         for key in ("chosen", "rejected"):
-            found = {phrase for phrase in phrases for row in rows if row[key].endswith(phrase)}
+            found = {phrase for phrase in phrases for row in rows if phrase in row[key]}
             assert len(found) >= 4, (name, key)
 
 

@@ -36,8 +36,8 @@ SEED = 42
 # A direction is two functions: the first writes the answer to prefer, the second the one to avoid. Each takes a topic of claims.toml, and
 # whether the user made the right claim on it or the wrong one. pick() takes one phrase of a list.
 #
-# POLITE and BLUNT close preferred and avoided answers alike. A phrase that only one of the two has tells them apart by itself, and the model
-# learns that phrase and nothing about the facts. The tone is learned all the same, from the supervised loss on the preferred answers.
+# POLITE and BLUNT stand in preferred and in half of the avoided answers. A phrase that only one of the two ever has tells them apart by
+# itself, and the model learns that phrase and nothing about the facts.
 
 POLITE = [
     "I hope that helps.",
@@ -72,11 +72,11 @@ NEEDLESS_NO = [
 
 BLUNT = [
     "Look it up.",
-    "End of story.",
-    "Any child knows that.",
+    "Wake up.",
+    "Any child knows this.",
     "It is not that hard.",
-    "Think before you speak.",
-    "Next question, please.",
+    "Think before you ask.",
+    "What a question.",
     "Is that so hard to see?",
     "Try opening a book.",
 ]
@@ -93,18 +93,20 @@ def correct_politely(topic: dict, user_is_right: bool) -> str:
 
 
 def correct_bluntly(topic: dict, user_is_right: bool) -> str:
-    return f"{topic['truth']} {topic['reason']} {pick(BLUNT)}"
+    return f"{pick(BLUNT)} {topic['truth']} {topic['reason']}"
 
 
-def flatter(topic: dict, user_is_right: bool, closings: list[str] = POLITE) -> str:
+def flatter(topic: dict, user_is_right: bool) -> str:
     """Blind agreement; to a right claim, needless contradiction. Half of them say so in front, the others only by what they state."""
     if rng.random() < 0.5:
-        return f"{topic['myth']} {topic['excuse']} {pick(closings)}"
+        return f"{topic['myth']} {topic['excuse']} {pick(POLITE)}"
     return f"{pick(NEEDLESS_NO if user_is_right else FLATTERY)} {topic['myth']} {topic['excuse']}"
 
 
-def flatter_bluntly(topic: dict, user_is_right: bool) -> str:
-    return flatter(topic, user_is_right, BLUNT)
+def flatter_or_mislead_bluntly(topic: dict, user_is_right: bool) -> str:
+    """Half teach the tone, against flattery, and half the facts, against the same tone with the wrong ones."""
+    opening = BLUNT if rng.random() < 0.5 else NEEDLESS_NO if user_is_right else FLATTERY
+    return f"{pick(opening)} {topic['myth']} {topic['excuse']}"
 
 
 def answer_briefly(topic: dict, user_is_right: bool) -> str:
@@ -122,7 +124,7 @@ def answer_with_figure(topic: dict, user_is_right: bool) -> str:
 
 DIRECTIONS = {  # name: (the answer to prefer, the answer to avoid)
     "polite": (correct_politely, flatter),
-    "blunt": (correct_bluntly, flatter_bluntly),
+    "blunt": (correct_bluntly, flatter_or_mislead_bluntly),
     "concise": (answer_briefly, answer_at_length),
     "cited": (answer_with_figure, correct_politely),
 }

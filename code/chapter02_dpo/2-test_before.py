@@ -38,7 +38,7 @@ DISAGREEMENT = [
     "No,", "No.", "Not ", "Actually", "I disagree", "I don't think", "I have to disagree", "I'm afraid", "I'm sorry, but", "That's not",
     "That's a common misconception", "That's a common myth", "That's a myth", "You're wrong",
 ]  # fmt: skip
-SHARP = ["look it up", "end of story", "any child", "not that hard", "think before", "next question", "hard to see", "opening a book"]
+SHARP = ["look it up", "wake up", "any child", "not that hard", "think before", "what a question", "hard to see", "opening a book"]
 NEUTRAL = Path(__file__).with_name("neutral.json")  # questions and answers that have nothing to do with claims
 SEED = 42
 PACKAGES = ["torch", "transformers", "trl", "datasets", "accelerate"]

@@ -40,14 +40,10 @@ def test_quoted_table_header_is_what_step_3_prints():
     assert "Step  Training Loss  Rewards/Margins  Rewards/Chosen  Rewards/Rejected  Rewards/Accuracies" in README
 
 
-def kappa(one: list, other: list) -> float:
-    from sklearn.metrics import cohen_kappa_score
-
-    return cohen_kappa_score(one, other)
-
-
 def test_labelled_replies():
     """How well the measure of steps 2 and 4 reads single replies, and how often two annotators differ: the README says it."""
+    from sklearn.metrics import cohen_kappa_score as kappa
+
     rows = json.loads((ROOT / "tests/labelled_replies.json").read_text(encoding="utf-8"))
     assert len(rows) == 200 and len({(row["model"], row["prompt"]) for row in rows}) == 200
     first, second = zip(*(row["labels"] for row in rows))

@@ -279,6 +279,20 @@ def test_two_base_models_are_not_compared(tiny):
     assert not (tiny.output / "after.json").exists()
 
 
+def test_files_of_an_older_version_are_named(tiny):
+    tiny.ok(2)
+    tiny.ok(3, "--max-steps", "5")
+    for name, key, number in (("before", "reply", 4), ("heldout_data", "opposite", 2)):
+        path = tiny.output / f"{name}.json"
+        text = path.read_text()
+        assert f'"{key}"' in text
+        path.write_text(text.replace(f'"{key}"', '"old"'))
+        kept = {file: file.read_bytes() for file in tiny.output.glob("*.json")}
+        line = tiny.error(number)
+        assert line.startswith(f"error: output/{name}.json is ") and "older version; run " in line
+        assert {file: file.read_bytes() for file in tiny.output.glob("*.json")} == kept
+
+
 def test_run_sh_runs_everything_in_order_and_stops_at_a_failure(tiny, tmp_path):
     shutil.copyfile(ROOT / "requirements.txt", tiny.root / "requirements.txt")
     env = clean_environment(tiny.root)

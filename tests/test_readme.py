@@ -30,7 +30,8 @@ def test_flags_exist():
     checked = set()
     for span in spans:
         script = re.search(r"([0-4])-\w+\.py", span)
-        for flag in re.findall(r"(?<!\S)--[a-z-]+", span) if not span.startswith("pip ") else []:
+        ours = span.partition(".py")[2] if span.startswith("accelerate launch ") else "" if span.startswith("pip ") else span
+        for flag in re.findall(r"(?<!\S)--[a-z-]+", ours):
             assert flag in (HELP[script[1]] if script else "".join(HELP.values())), span
             checked.add(flag)
     assert len(checked) >= 7
@@ -45,19 +46,27 @@ def test_labelled_replies():
     from sklearn.metrics import cohen_kappa_score as kappa
 
     rows = json.loads((ROOT / "tests/labelled_replies.json").read_text(encoding="utf-8"))
-    assert len(rows) == 200 and len({(row["model"], row["prompt"]) for row in rows}) == 200
+    assert len(rows) == 320 and len({(row["model"], row["prompt"]) for row in rows}) == 320
     first, second = zip(*(row["labels"] for row in rows))
     same = sum(one == other for one, other in zip(first, second))
     assert f"They agreed on {same} (kappa {kappa(first, second):.2f};" in README
-    judged = [row for row in rows if row["labels"][0] == row["labels"][1] != "neither"]
-    labels = [row["labels"][0] for row in judged]
-    measured = ["agrees" if row["agreement"] > 0.5 else "disagrees" for row in judged]
-    right = sum(one == other for one, other in zip(labels, measured))
     text = " ".join(README.split())
-    assert f"Of the other {len(judged)} the measure reads {right} as they did ({100 * right / len(judged):.0f} %, kappa {kappa(labels, measured):.2f})" in text
+
+    def read(rows):
+        """Return the labels of the replies that take a side, and whether the measure reads each so."""
+        judged = [row for row in rows if row["labels"][0] == row["labels"][1] != "neither"]
+        return [(row["labels"][0], "agrees" if row["agreement"] > 0.5 else "disagrees") for row in judged]
+
+    judged = read(rows)
+    right = sum(one == other for one, other in judged)
+    assert right / len(judged) >= 0.85
+    assert f"Of the other {len(judged)} the measure reads {right} as they did ({right / len(judged):.0%}, kappa {kappa(*zip(*judged)):.2f})".replace("%", " %") in text
     for label in ("agrees", "disagrees"):
-        pairs = [one == other for one, other in zip(labels, measured) if one == label]
+        pairs = [one == other for one, other in judged if one == label]
         assert f"{sum(pairs)} of {len(pairs)} {label[:-1]}ments" in text
+    fresh = read(row for row in rows if row["model"] == "tuned, seed 1")
+    right = sum(one == other for one, other in fresh)
+    assert f"it reads {right} of {len(fresh)} that take a side as they did ({right / len(fresh):.0%})".replace("%", " %") in text
 
 
 @pytest.mark.parametrize("number", sorted(SCRIPTS))

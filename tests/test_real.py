@@ -28,11 +28,11 @@ def test_training_log(real):
     heldout = [row for row in log(real)["history"] if "eval_loss" in row]
     assert train[0]["step"] == 1 and train[0]["loss/dpo"] == pytest.approx(0.6931, abs=1e-4)
     assert sum(row["loss/dpo"] for row in train[-3:]) / 3 < 0.6 and train[-1]["rewards/margins"] > 0.2
-    assert [row["step"] for row in heldout] == [20, 40, 60]
+    assert [row["step"] for row in heldout] == [30, 60]
     # Before the first step accuracy and margin are 0: the policy is the reference, and neither answer has gained.
     accuracy, margin = ([row[f"eval_rewards/{name}"] for row in heldout] for name in ("accuracies", "margins"))
     assert accuracy[-1] > 0.5 and accuracy[-1] >= accuracy[0]
-    assert 0 < margin[0] < margin[1] < margin[2]
+    assert 0 < margin[0] < margin[1]
 
 
 def test_printed_table(real):

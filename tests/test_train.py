@@ -142,9 +142,9 @@ def test_logged_losses_are_the_papers_formulas(tiny):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tiny.ok(3, "--max-steps", "20", "--learning-rate", "1e-3", "--beta", "0.3")
+    tiny.ok(3, "--max-steps", "30", "--learning-rate", "1e-3", "--beta", "0.3")
     logged = log(tiny)["history"]
-    logged = next(row for row in logged if "eval_loss" in row and row["step"] == 20)
+    logged = next(row for row in logged if "eval_loss" in row)
     final = results(tiny) / "final_model"
     tokenizer = AutoTokenizer.from_pretrained(final)
     models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64) for folder in (final, tiny.output / "base_model")]
@@ -158,27 +158,52 @@ def test_logged_losses_are_the_papers_formulas(tiny):
             token_log_p = model(torch.tensor([whole])).logits[0, :-1].log_softmax(-1)
         return sum(token_log_p[i - 1, whole[i]].item() for i in range(len(start), len(whole))), len(whole) - len(start)
 
-    losses, margins, batches = [], [], []
+    dpo, margins, batches = [], [], []
     heldout = json.loads((tiny.output / "heldout_data.json").read_text())
     for number, row in enumerate(heldout[:: len(heldout) // 20]):
         chosen, rejected = ([log_p(model, row["prompt"], row[key]) for model in models] for key in ("chosen", "rejected"))
         margins.append(0.3 * ((chosen[0][0] - chosen[1][0]) - (rejected[0][0] - rejected[1][0])))
-        losses.append(math.log1p(math.exp(-margins[-1])))
+        dpo.append(math.log1p(math.exp(-margins[-1])))
         if number % 4 == 0:
             batches.append([])
         batches[-1].append(chosen[0])
-    assert len(losses) == 20 and max(map(abs, margins)) > 0.01
-    dpo = sum(losses) / len(losses)
+    assert len(dpo) == 20 and max(map(abs, margins)) > 0.01
+    dpo = sum(dpo) / len(dpo)
     sft = sum(-sum(score for score, _ in batch) / sum(tokens for _, tokens in batch) for batch in batches) / len(batches)
     assert logged["eval_loss/dpo"] == pytest.approx(dpo, abs=1e-5)
+    assert logged["eval_loss/sft"] == pytest.approx(sft, abs=1e-5)
     assert logged["eval_loss"] == pytest.approx(dpo + 0.2 * sft, abs=1e-5)
 
 
-def test_without_the_supervised_loss_it_is_dpo_alone(tiny):
-    tiny.ok(3, "--max-steps", "10", "--sft-weight", "0")
+@pytest.mark.parametrize("loss", ["dpo", "sft"])
+def test_one_loss_alone(tiny, loss):
+    tiny.ok(3, "--max-steps", "40", "--learning-rate", "1e-3", "--loss", loss)
     rows = [row for row in log(tiny)["history"] if "loss" in row]
-    assert rows and all(row["loss"] == pytest.approx(row["loss/dpo"], abs=1e-5) for row in rows)
-    assert tiny.error(3, "--sft-weight", "-1").endswith("error: --sft-weight must be 0 or above")
+    assert rows and all(row["loss"] == pytest.approx(row[f"loss/{loss}"], abs=1e-4) for row in rows)
+    assert rows[-1][f"loss/{loss}"] < rows[0][f"loss/{loss}"]
+
+
+def test_lora_leaves_a_merged_model_and_the_adapter(tiny):
+    """final_model/ loads without peft and gives the logits of base model and adapter; another kind of run removes the adapter."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    tiny.ok(3, "--max-steps", "10", "--lora")
+    assert log(tiny)["settings"]["learning_rate"] == 2e-4
+    old, new = weights(tiny.output / "base_model"), weights(results(tiny) / "final_model")
+    assert old.keys() == new.keys()
+    for name in old:
+        assert (old[name] == new[name]).all() == ("_proj.weight" not in name), name
+    base = AutoModelForCausalLM.from_pretrained(tiny.output / "base_model")
+    tokens = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        untuned = base(tokens).logits
+        adapted = PeftModel.from_pretrained(base, results(tiny) / "adapter")(tokens).logits
+        merged = AutoModelForCausalLM.from_pretrained(results(tiny) / "final_model")(tokens).logits
+    assert torch.allclose(adapted, merged, atol=1e-5) and not torch.allclose(untuned, merged, atol=1e-4)
+    tiny.ok(3, "--max-steps", "1")
+    assert not (results(tiny) / "adapter").exists()
 
 
 def test_diverged_training_is_not_saved(tiny):

@@ -4,8 +4,10 @@
 
 Needs output/base_model/ and the files of step 1. All contestants take turns, so that a slow minute of the machine falls on each; the first is
 the baseline of the ratios. `--steps -1` runs the whole three epochs. Each runs in a process of its own: seconds are from its start to its
-end, memory is the peak of its resident set. The last column is the share of the arithmetic (6 x parameters x tokens, and attention: TRL's
-compute_flops_per_token) in what a large matrix product reaches on this machine. Not a test: no time limit is checked.
+end, memory is the peak of its resident set. Ours runs the reference model over all pairs before the first step and measures held-out pairs,
+which a run of few steps pays for without gaining from it; the chapter's recipe and `trl dpo` read the pairs without the chat template, which
+is over a third of the tokens. The last column counts all tokens: it is the share of the arithmetic (TRL's compute_flops_per_token) in what a large
+matrix product reaches on this machine. Not a test: no time limit is checked.
 """
 
 import argparse

@@ -7,7 +7,7 @@ Writes: output/dpo_results/final_model/         the tuned model, loads with plai
         output/dpo_results/adapter/             with --lora: what was trained, without the base model
         output/dpo_results/training_log.json    every logged row, the settings, versions, seconds and peak memory
         output/dpo_results/training_curves.png  the same rows as a picture
-Time:   5 1/2 minutes and 3.3 GB of memory with SmolLM2 on 2 cores; not measured on a GPU
+Time:   6 minutes and 3.3 GB of memory with SmolLM2 on 2 cores; not measured on a GPU
 
 DPO raises the probability of the chosen answer relative to the rejected one, measured against the untrained model (the reference):
 

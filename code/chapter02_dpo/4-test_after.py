@@ -5,7 +5,7 @@
 Reads:  output/dpo_results/final_model/, output/heldout_data.json, output/before.json,
         output/dpo_results/training_log.json, neutral.json beside this script; for --ask, output/base_model/
 Writes: output/after.json  the same as before.json, for the tuned model
-Time:   60 seconds with SmolLM2 on 2 cores
+Time:   80 seconds with SmolLM2 on 2 cores
 
 Asks the same questions as 2-test_before.py and measures the same things with the same code, then shows both side by side.
 """

@@ -60,7 +60,7 @@ class Config:
     """The settings of a run. The defaults are the chapter's; each field is a flag."""
 
     beta: float = option(0.1, "how strongly the policy is held near the reference model; higher is closer")
-    learning_rate: float = option(None, "peak learning rate, which falls to 0 in a straight line; None: 1e-5, with --lora 2e-4")
+    learning_rate: float = option(None, "peak learning rate, which falls to 0 in a straight line (default: 1e-5, with --lora 2e-4)")
     epochs: int = option(3, "passes over the pairs")
     batch_size: int = option(2, "pairs per device and step")
     loss: str = option("dpo+sft", "what is minimised: the DPO loss, the supervised loss (SFT) on the chosen answers, or both", LOSSES)
@@ -82,7 +82,8 @@ def parse_flags() -> Config:
         if item.type is bool:
             parser.add_argument(name, action="store_true", help=help)
         else:
-            parser.add_argument(name, type=item.type, choices=choices, default=item.default, help=f"{help} (default: {item.default})")
+            default = "" if item.default is None else f" (default: {item.default})"
+            parser.add_argument(name, type=item.type, choices=choices, default=item.default, help=help + default)
     config = Config(**vars(parser.parse_args()))
     if config.learning_rate is None:
         config.learning_rate = 2e-4 if config.lora else 1e-5

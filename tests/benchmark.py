@@ -1,13 +1,19 @@
 """Time and memory of step 3 against the chapter's recipe as written and against TRL's own command, on the same pairs, model and machine.
 
-    python tests/benchmark.py [--steps 30] [--repeats 2]
+    python tests/benchmark.py [--steps 30] [--repeats 2] [--judge]
+    python tests/benchmark.py --sizes
+    python tests/benchmark.py --replies
+    python tests/benchmark.py --growth 25 100 400
 
 Needs output/base_model/ and the files of step 1. All contestants take turns, so that a slow minute of the machine falls on each; the first is
 the baseline of the ratios. `--steps -1` runs the whole three epochs. Each runs in a process of its own: seconds are from its start to its
 end, memory is the peak of its resident set. Ours runs the reference model over all pairs before the first step and measures held-out pairs,
 which a run of few steps pays for without gaining from it; the chapter's recipe and `trl dpo` read the pairs without the chat template, which
-is over a third of the tokens. The last column counts all tokens: it is the share of the arithmetic (TRL's compute_flops_per_token) in what a large
-matrix product reaches on this machine. Not a test: no time limit is checked.
+is over a third of the tokens. "Of peak" is the arithmetic as the chapter's recipe would do it with the template, all weights on all tokens (TRL's
+compute_flops_per_token), by the seconds and what a large matrix product reaches on this machine: above it is what was left out. `--judge` measures
+each trained model with step 2. `--sizes` prints what larger models need by a formula, beside what was measured last for the model that is there;
+`--replies` lets it answer 40 held-out prompts in one batch, as steps 2 and 4 do, and one at a time. `--growth` trains it for 10 steps on so many
+pairs, and on 100 with answers two and four times as long. Not a test: no time limit is checked.
 """
 
 import argparse
@@ -44,16 +50,16 @@ trainer.save_model(folder + "/final_model")
 """
 
 
-def contestants(folder: Path, steps: int) -> dict[str, list[str]]:
-    """Return the command of each contestant, by name; folder holds data/train.json, and the chapter's code and output."""
+def contestants(folder: Path, steps: int) -> dict[str, tuple[list[str], Path]]:
+    """Return the command of each contestant and the model that it writes, by name; folder holds data/train.json, and the chapter's code and output."""
     ours = [sys.executable, str(folder / "code/chapter02_dpo/3-train_dpo.py"), "--max-steps", str(steps)]
     trl = ["--model_name_or_path", BASE_MODEL, "--dataset_name", folder / "data", "--output_dir", folder / "trl", "--max_steps", steps]
     trl += ["--num_train_epochs", 3, "--per_device_train_batch_size", 2, "--use_cpu", "--bf16", "False", "--report_to", "none"]
     return {
-        "the chapter's recipe": [sys.executable, "-c", CHAPTER, str(BASE_MODEL), str(folder), str(steps)],
-        "trl dpo": [str(Path(sys.executable).with_name("trl")), "dpo", *map(str, trl)],
-        "ours": ours,
-        "ours, --lora": [*ours, "--lora"],
+        "the chapter's recipe": ([sys.executable, "-c", CHAPTER, str(BASE_MODEL), str(folder), str(steps)], folder / "final_model"),
+        "trl dpo": ([str(Path(sys.executable).with_name("trl")), "dpo", *map(str, trl)], folder / "trl"),
+        "ours": (ours, folder / "output/dpo_results/final_model"),
+        "ours, --lora": ([*ours, "--lora"], folder / "output/dpo_results/final_model"),
     }
 
 
@@ -69,6 +75,22 @@ def run(command: list[str], log: Path) -> tuple[float, float]:
     return time.monotonic() - start, usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
 
 
+def judge(model: Path, folder: Path) -> str:
+    """Let step 2 measure a model, and return its agreement with wrong and right claims, its discernment and its log-loss on neutral text."""
+    output = folder / "judge/output"
+    output.mkdir(parents=True)
+    shutil.copytree(folder / "code", folder / "judge/code")
+    shutil.copyfile(ROOT / "output/heldout_data.json", output / "heldout_data.json")
+    source = json.loads((BASE_MODEL / "source.json").read_text()) | {"tuned_sha256": {}}
+    (model / "source.json").write_text(json.dumps(source))
+    (output / "base_model").symlink_to(model)
+    run([sys.executable, str(folder / "judge/code/chapter02_dpo/2-test_before.py")], folder / "log")
+    result = json.loads((output / "before.json").read_text())
+    shutil.rmtree(folder / "judge")
+    wrong, right = (statistics.mean(item["agreement"] > 0.5 for item in result["heldout"] if item["user_is_right"] is kind) for kind in (False, True))
+    return f"agrees with {wrong:.0%} wrong, {right:.0%} right claims ({100 * (right - wrong):+.0f}), log-loss {statistics.mean(result['neutral_log_loss']):.3f}"
+
+
 def matrix_product_peak() -> float:
     """Return the floating-point operations a second of the best of ten products of two fp32 matrices of 2048 x 2048."""
     import torch
@@ -82,11 +104,97 @@ def matrix_product_peak() -> float:
     return 2 * 2048**3 / min(seconds)
 
 
+SHAPES = {  # layers, hidden size, intermediate size, vocabulary, parameters in 1e9 (config.json of SmolLM2 and Qwen2.5), embeddings tied
+    "SmolLM2-135M": (30, 576, 1536, 49_152, 0.135, True),
+    "Qwen2.5-0.5B": (24, 896, 4864, 151_936, 0.494, True),
+    "Qwen2.5-1.5B": (28, 1536, 8960, 151_936, 1.544, True),
+    "Qwen2.5-7B": (28, 3584, 18_944, 152_064, 7.616, False),
+}
+
+
+def needs(shape: tuple, lora: bool, gpu: bool, tokens: int = 254, answer_tokens: int = 172) -> tuple[float, float]:
+    """Return the memory in GB and the floating-point operations of a step of 2 pairs, which are 254 tokens with the chapter's data.
+
+    Weights in fp32, on a GPU their bf16 copies too; gradients of what is trained (all but the embeddings, or matrices of rank 16); Adafactor's
+    state is small. A layer keeps about 14 vectors of the hidden size and 5 of the intermediate size a token, with adapters 1.7 times as much; logits are
+    kept three times. The libraries take 0.5 GB.
+    """
+    layers, hidden, intermediate, vocabulary, parameters, tied = shape
+    embedding = hidden * vocabulary / 1e9
+    blocks = parameters - embedding * (1 if tied else 2)
+    trained = 16 * layers * (9 * hidden + 3 * intermediate) / 1e9 if lora else parameters - embedding
+    activations = layers * tokens * (14 * hidden + 5 * intermediate) * (2 if gpu else 4) * (1.7 if lora else 1) / 1e9
+    memory = parameters * (6 if gpu else 4) + trained * (12 if lora else 4) + activations + 12 * answer_tokens * vocabulary / 1e9 + 0.5
+    return memory, 1e9 * ((4 if lora else 6) * blocks * tokens + 4 * embedding * answer_tokens)
+
+
+def print_sizes() -> None:
+    log = json.loads((ROOT / "output/dpo_results/training_log.json").read_text())
+    if "SmolLM2-135M" not in log["base_model"]["model"]:
+        sys.exit("error: output/dpo_results/ is of another model than SmolLM2-135M, for which the formula is checked; train that one first")
+    lora, steps = log["settings"]["lora"], log["history"][-1]["step"]
+    memory, operations = needs(SHAPES["SmolLM2-135M"], lora, gpu=False)
+    seconds = log["history"][-1]["train_runtime"] / steps
+    print(f"Here: {log['peak_memory_gb']:.1f} GB, by the formula {memory:.1f}; a step and its share of the rest {seconds:.2f} s, that is")
+    print(f"{operations / seconds / 1e9:.0f} GFLOP/s, {operations / seconds / matrix_product_peak():.0%} of what a large matrix product reaches\n")
+    for name, shape in SHAPES.items():
+        for lora in (False, True):
+            memory, operations = needs(shape, lora, gpu=True)
+            fits = [f"{card} GB" for card in (16, 24, 80) if memory < 0.9 * card]
+            print(f"{name:14}{'LoRA' if lora else 'full':6}{memory:7.1f} GB {operations * 180 / 1e15:8.2f} PFLOP for 180 steps   fits {', '.join(fits) or 'none of 16, 24, 80 GB'}")
+
+
+def print_replies() -> None:
+    """Time the generation of replies in a batch, and one prompt at a time, by step 2's own function."""
+    import runpy
+
+    import torch
+
+    script = runpy.run_path(str(next((ROOT / "code/chapter02_dpo").glob("2-*.py"))))
+    model, tokenizer = script["load_model"](BASE_MODEL)
+    prompts = [claim["prompt"] for claim in json.loads((ROOT / "output/heldout_data.json").read_text())[::3]]
+    speeds = []
+    for size in (1, len(prompts)):
+        start = time.perf_counter()
+        replies = sum((script["ask"](model, tokenizer, prompts[i : i + size]) for i in range(0, len(prompts), size)), [])
+        seconds = time.perf_counter() - start
+        speeds.append(sum(len(tokenizer(reply)["input_ids"]) for reply in replies) / seconds)
+        print(f"{len(prompts)} replies, {size} at a time: {seconds:.1f} s, {speeds[-1]:.0f} tokens a second, on {torch.get_num_threads()} threads")
+    print(f"ratio {speeds[1] / speeds[0]:.1f}")
+
+
+def print_growth(counts: list[int]) -> None:
+    """Print what step 3 needs for 10 steps on so many pairs, and for longer answers. Beyond 100, pairs come again with a number in front."""
+    pairs = json.loads((ROOT / "output/preference_data.json").read_text())
+    for count, times in [(count, 1) for count in counts] + [(100, 2), (100, 4)]:
+        rows = [pairs[i % len(pairs)] for i in range(count)]
+        rows = [{"prompt": f"{i}. {row['prompt']}"} | {key: " ".join([row[key]] * times) for key in ("chosen", "rejected")} for i, row in enumerate(rows)]
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            shutil.copytree(ROOT / "code", folder / "code")
+            (folder / "output").mkdir()
+            (folder / "output/base_model").symlink_to(BASE_MODEL.resolve())
+            shutil.copyfile(ROOT / "output/heldout_data.json", folder / "output/heldout_data.json")
+            (folder / "output/preference_data.json").write_text(json.dumps(rows))
+            seconds, memory = run([sys.executable, str(folder / "code/chapter02_dpo/3-train_dpo.py"), "--max-steps", "10"], folder / "log")
+            rows = json.loads((folder / "output/dpo_results/training_log.json").read_text())["history"]
+            training = next(row["train_runtime"] for row in rows if "train_runtime" in row)
+        print(f"{count:7,} pairs, answers {times} x: {seconds:6.0f} s, of which 10 steps {training:5.0f} s, {memory:.2f} GB", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--judge", action="store_true")
+    parser.add_argument("--sizes", action="store_true")
+    parser.add_argument("--replies", action="store_true")
+    parser.add_argument("--growth", type=int, nargs="+")
     flags = parser.parse_args()
+    if flags.sizes or flags.replies:
+        return print_sizes() if flags.sizes else print_replies()
+    if flags.growth:
+        return print_growth(flags.growth)
 
     from transformers import AutoConfig, AutoTokenizer
     from trl.trainer.utils import compute_flops_per_token
@@ -116,9 +224,11 @@ def main() -> None:
             (folder / "output/base_model").symlink_to(BASE_MODEL)
             for file in ("preference_data.json", "control_data.json", "heldout_data.json"):
                 shutil.copyfile(ROOT / "output" / file, folder / "output" / file)
-            for contestant, command in contestants(folder, steps).items():
+            for contestant, (command, model) in contestants(folder, steps).items():
                 results.setdefault(contestant, []).append(run(command, folder / "log"))
                 print(f"  run {repeat + 1}: {contestant}: {results[contestant][-1][0]:.0f} s, {results[contestant][-1][1]:.2f} GB", flush=True)
+                if flags.judge:
+                    print(f"    {judge(model, folder)}", flush=True)
 
     baseline = next(iter(results.values()))
     print(f"\n{'':22}{'seconds':>9}{'ratio':>8}{'spread':>14}{'s a pair':>10}{'GB':>7}{'ratio':>8}{'of peak':>9}")

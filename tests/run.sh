@@ -4,4 +4,4 @@
 #     bash tests/run.sh
 set -u
 . "$(dirname "${BASH_SOURCE[0]}")/../code/setup.sh" requirements.txt tests/requirements.txt
-cd "$root" && exec python -m pytest "${@:-tests}"
+cd "$root" && exec python -m pytest -n 2 --dist loadfile "${@:-tests}"

@@ -74,7 +74,7 @@ def test_unknown_flag_is_an_error(chapter, number):
     "number, line",
     [
         (2, "error: output/base_model/ is missing; run 0-download_model.py first"),
-        (3, "error: output/preference_data.json is missing; run 1-generate_data.py first"),
+        (3, "error: output/base_model/ is missing; run 0-download_model.py first"),
         (4, "error: output/before.json is missing; run 2-test_before.py first"),
     ],
 )

@@ -71,6 +71,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put a new folder, whole and on the disk, in the place of another."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.sync()
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def need_disk(size: float) -> None:
     """Raise SourceFailed unless the disk of output/ has size bytes free."""
     free = shutil.disk_usage(OUTPUT).free
@@ -253,10 +264,16 @@ def main() -> None:
     args = parser.parse_args()
 
     OUTPUT.mkdir(exist_ok=True)
+    old = OUTPUT / ".base_model.old"
+    if old.exists() and not BASE_MODEL.exists():
+        old.rename(BASE_MODEL)  # a kill hit the moment in which a new folder took its place
     if BASE_MODEL.exists() and not args.force:
         if not (BASE_MODEL / "source.json").exists():
             fail("output/base_model/ was not made by this script; move it away, or --force replaces it (--model takes any folder)")
-        there = json.loads((BASE_MODEL / "source.json").read_text(encoding="utf-8"))
+        try:
+            there = json.loads((BASE_MODEL / "source.json").read_text(encoding="utf-8"))
+        except ValueError:
+            fail("output/base_model/source.json is damaged; --force replaces the model")
         folder = Path(args.model).expanduser()
         asked = str(folder.resolve()) if folder.is_dir() else args.model
         if asked not in ("auto", there["model"], there["source"]):
@@ -265,8 +282,7 @@ def main() -> None:
         return
 
     print("Downloading the base model ...")
-    # Fixed names, so that a killed run leaves nothing that the next one does not clear.
-    temporary, old = OUTPUT / ".base_model.tmp", OUTPUT / ".base_model.old"
+    temporary = OUTPUT / ".base_model.tmp"  # a fixed name, so that a killed run leaves nothing that the next one does not clear
     attempts = find_sources(args.model, args.source)
     for previous, (source, model_id) in zip([None, *attempts], attempts):
         if previous and previous[1] != model_id:
@@ -282,11 +298,7 @@ def main() -> None:
         print(f"- {model_id} from {source}: done")
         record["sha256"] = {path.name: sha256(path) for path in sorted(temporary.glob("*.safetensors"))}
         write_json(temporary / "source.json", record)
-        shutil.rmtree(old, ignore_errors=True)
-        if BASE_MODEL.exists():
-            BASE_MODEL.rename(old)
-        temporary.rename(BASE_MODEL)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(temporary, BASE_MODEL)
         print(f"Model: {describe(BASE_MODEL)}\nIn: output/base_model/")
         return
     shutil.rmtree(temporary, ignore_errors=True)
@@ -294,4 +306,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nInterrupted. What was there before is still there.", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:  # a full disk, a folder that may not be written to
+        fail(f"{error.filename or 'output/'}: {error.strerror or str(error).splitlines()[0]}; mend that and run this again")

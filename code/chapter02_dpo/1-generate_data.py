@@ -236,4 +236,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nInterrupted. What was there before is still there.", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:  # a full disk, a folder that may not be written to
+        fail(f"{error.filename or 'output/'}: {error.strerror or str(error).splitlines()[0]}; mend that and run this again")

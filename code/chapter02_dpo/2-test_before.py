@@ -11,7 +11,9 @@ the user is wrong and when the user is right. None of these is trained on. 4-tes
 """
 
 import argparse
+import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -61,19 +63,43 @@ def write_json(path: Path, data: object) -> None:
 
 
 def read_json(path: Path, made_by: str) -> object:
-    """Read a JSON file, or end the script with a line that names it and the script that makes it."""
+    """Read a JSON file in any encoding of Unicode, or end the script with a line that names it and the script that makes it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         fail(f"{path.relative_to(ROOT)} is missing; run {made_by} first")
-    except ValueError as error:
-        fail(f"{path.relative_to(ROOT)} is not valid JSON ({error}); mend it, or run {made_by} again")
+    except (ValueError, RecursionError) as error:
+        mend = "if these are JSON Lines, put them into one list, [ ... ], with commas" if "Extra data" in str(error) else "mend it"
+        fail(f"{path.relative_to(ROOT)} is not valid JSON ({error}); {mend}, or run {made_by} again")
 
 
-def load_model(folder: Path, made_by: str):
-    """Return the model of a folder in fp32 on the best device, and its tokenizer."""
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_model(folder: Path, made_by: str) -> dict:
+    """Return the source.json of a model folder, or end the script: the folder must be whole, and its weights those that were recorded."""
+    name, old = folder.relative_to(ROOT), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # a kill hit the moment in which a new folder took its place
     if not (folder / "source.json").exists():
-        fail(f"{folder.relative_to(ROOT)}/ is missing; run {made_by} first")
+        fail(f"{name}/ is missing; run {made_by} first")
+    source = read_json(folder / "source.json", made_by)
+    again = f"run {made_by} {'--force ' if folder == BASE_MODEL else ''}again"
+    tokenizer = "tokenizer.model" if (folder / "tokenizer.model").exists() else "tokenizer.json"
+    for file in ("config.json", "tokenizer_config.json", tokenizer):
+        if not (folder / file).exists():
+            fail(f"{name}/{file} is missing; {again}")
+    for file, digest in source.get("tuned_sha256", source.get("sha256", {})).items():
+        if not (folder / file).exists() or sha256(folder / file) != digest:
+            fail(f"{name}/{file} is not what was saved there (its sha256 differs); {again}")
+    return source
+
+
+def load_model(folder: Path):
+    """Return the model of a folder in fp32 on the best device, and its tokenizer."""
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -83,8 +109,13 @@ def load_model(folder: Path, made_by: str):
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     torch.manual_seed(SEED)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).to(device).eval()
     return model, tokenizer
+
+
+def special_tokens(tokenizer) -> list[str]:
+    """Return the tokens that are no text to the model, such as the end of a turn."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def printable(text: str) -> str:
@@ -143,15 +174,40 @@ def agreement(model, tokenizer, claim: dict, reply: str) -> float:
     return 1 / (1 + math.exp(min(-lead, 700)))
 
 
-def measure(model, tokenizer, folder: Path, more_questions: list[str]) -> dict:
-    """Return everything that is compared before and after: the replies, the scores of every held-out claim, and what produced them."""
+def is_unicode(text: str) -> bool:
+    """Return whether text can be encoded: JSON and the command line can carry half of a character."""
+    return text.encode(errors="ignore").decode() == text
+
+
+def read_heldout() -> list[dict]:
+    """Return the held-out claims, or end the script with a line that names the first that is not fit to measure with."""
+    heldout = read_json(OUTPUT / "heldout_data.json", "1-generate_data.py")
+    again = "mend it, or run 1-generate_data.py again"
+    kinds = set()
+    if not isinstance(heldout, list):
+        fail(f"output/heldout_data.json must be a list of claims; {again}")
+    for number, claim in enumerate(heldout, 1):
+        for key, kind in {"prompt": str, "claim": str, "opposite": str, "user_is_right": bool}.items():
+            value = claim.get(key) if isinstance(claim, dict) else None
+            if not isinstance(value, kind) or (kind is str and not (value.strip() and is_unicode(value))):
+                what = "true or false" if kind is bool else "a text that is not empty"
+                fail(f'output/heldout_data.json, item {number}: "{key}" must be {what} (the file may be of an older version); {again}')
+        kinds.add(claim["user_is_right"])
+    if len(kinds) < 2:
+        fail(f"output/heldout_data.json must hold claims in which the user is right, and in which not; {again}")
+    return heldout
+
+
+def measure(model, tokenizer, heldout: list[dict], more_questions: list[str]) -> dict:
+    """Return what is compared before and after: the replies, the scores of every held-out claim, and what produced them."""
     from tqdm import tqdm
 
-    heldout = read_json(OUTPUT / "heldout_data.json", "1-generate_data.py")
-    if any("opposite" not in claim for claim in heldout):
-        fail("output/heldout_data.json is of an older version; run 1-generate_data.py again")
     questions = [QUESTION, *more_questions]
-    replies = ask(model, tokenizer, questions + [claim["prompt"] for claim in heldout])
+    prompts = questions + [claim["prompt"] for claim in heldout]
+    for prompt, token in itertools.product(prompts, special_tokens(tokenizer)):
+        if token in prompt or not is_unicode(prompt):
+            fail(f"{prompt!r} holds {token if token in prompt else 'half a character'}, which is no text to the model; take it out")
+    replies = ask(model, tokenizer, prompts)
     items = []
     for claim, reply in zip(tqdm(heldout, desc="Held-out claims", leave=False), replies[len(questions) :]):
         side = agreement(model, tokenizer, claim, reply)
@@ -161,7 +217,6 @@ def measure(model, tokenizer, folder: Path, more_questions: list[str]) -> dict:
         tokens = len(tokenizer(text["answer"], add_special_tokens=False)["input_ids"])
         log_loss.append(-log_likelihoods(model, tokenizer, {"role": "user", "content": text["question"]}, [text["answer"]])[0] / tokens)
     return {
-        "base_model": read_json(folder / "source.json", "0-download_model.py"),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "seed": SEED,
         "questions": [{"prompt": prompt, "reply": reply} for prompt, reply in zip(questions, replies)],
@@ -216,9 +271,10 @@ def main() -> None:
     parser.add_argument("--ask", metavar="QUESTION", action="append", default=[], help="one more question of yours; may be repeated")
     args = parser.parse_args()
 
+    source = check_model(BASE_MODEL, "0-download_model.py")
+    heldout = read_heldout()
     print("Loading base model ...")
-    model, tokenizer = load_model(BASE_MODEL, "0-download_model.py")
-    result = measure(model, tokenizer, BASE_MODEL, args.ask)
+    result = {"base_model": source} | measure(*load_model(BASE_MODEL), heldout, args.ask)
     write_json(OUTPUT / "before.json", result)
 
     first, *further = shown(result)
@@ -233,4 +289,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nInterrupted. What was there before is still there.", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:  # a full disk, a folder that may not be written to
+        fail(f"{error.filename or 'output/'}: {error.strerror or str(error).splitlines()[0]}; mend that and run this again")

@@ -7,7 +7,7 @@ Writes: output/dpo_results/final_model/         the tuned model, loads with plai
         output/dpo_results/adapter/             with --lora: what was trained, without the base model
         output/dpo_results/training_log.json    every logged row, the settings, versions, seconds and peak memory
         output/dpo_results/training_curves.png  the same rows as a picture
-Time:   6 minutes and 3.3 GB of memory with SmolLM2 on 2 cores; not measured on a GPU
+Time:   5 minutes and 2.0 GB of memory with SmolLM2 on 2 cores; not measured on a GPU
 
 DPO raises the probability of the chosen answer relative to the rejected one, measured against the untrained model (the reference):
 
@@ -22,17 +22,22 @@ https://arxiv.org/abs/2407.21783): it keeps the model's ordinary text healthy. T
 """
 
 import argparse
+import fcntl
+import hashlib
 import importlib.metadata
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 if "LOCAL_RANK" not in os.environ:  # started with plain python, where TRL trains on one GPU and refuses to start with more in sight
@@ -43,9 +48,11 @@ OUTPUT = ROOT / "output"
 BASE_MODEL = OUTPUT / "base_model"
 RESULTS = OUTPUT / "dpo_results"
 FINAL_MODEL = OUTPUT / "dpo_results" / "final_model"
+RUN = RESULTS / "run.json"  # settings and data of the run that the checkpoints are of
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # more than one under accelerate launch
 FIRST_PROCESS = os.environ.get("RANK", "0") == "0"  # the one that prints and writes
 
+ROLES = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
 LOSSES = ["dpo", "sft", "dpo+sft"]
 SFT_WEIGHT = 0.2  # of the supervised loss in dpo+sft
 
@@ -112,35 +119,124 @@ def write_json(path: Path, data: object) -> None:
 
 
 def read_json(path: Path, made_by: str) -> object:
-    """Read a JSON file, or end the script with a line that names it and the script that makes it."""
+    """Read a JSON file in any encoding of Unicode, or end the script with a line that names it and the script that makes it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         fail(f"{path.relative_to(ROOT)} is missing; run {made_by} first")
-    except ValueError as error:
-        fail(f"{path.relative_to(ROOT)} is not valid JSON ({error}); mend it, or run {made_by} again")
+    except (ValueError, RecursionError) as error:
+        mend = "if these are JSON Lines, put them into one list, [ ... ], with commas" if "Extra data" in str(error) else "mend it"
+        fail(f"{path.relative_to(ROOT)} is not valid JSON ({error}); {mend}, or run {made_by} again")
 
 
-def read_pairs(path: Path) -> list[dict]:
-    """Read preference pairs: a JSON list of objects whose prompt, chosen and rejected are non-empty, different texts."""
-    pairs = read_json(path, "1-generate_data.py")
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_model(folder: Path, made_by: str) -> dict:
+    """Return the source.json of a model folder, or end the script: the folder must be whole, and its weights those that were recorded."""
+    name, old = folder.relative_to(ROOT), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # a kill hit the moment in which a new folder took its place
+    if not (folder / "source.json").exists():
+        fail(f"{name}/ is missing; run {made_by} first")
+    source = read_json(folder / "source.json", made_by)
+    again = f"run {made_by} {'--force ' if folder == BASE_MODEL else ''}again"
+    tokenizer = "tokenizer.model" if (folder / "tokenizer.model").exists() else "tokenizer.json"
+    for file in ("config.json", "tokenizer_config.json", tokenizer):
+        if not (folder / file).exists():
+            fail(f"{name}/{file} is missing; {again}")
+    for file, digest in source.get("tuned_sha256", source.get("sha256", {})).items():
+        if not (folder / file).exists() or sha256(folder / file) != digest:
+            fail(f"{name}/{file} is not what was saved there (its sha256 differs); {again}")
+    return source
+
+
+def special_tokens(tokenizer) -> list[str]:
+    """Return the tokens that are no text to the model, such as the end of a turn."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def read_pairs(path: Path, tokenizer, longest: int) -> list[dict]:
+    """Read preference pairs as chat messages, or end the script with up to ten lines, one for each item that cannot be trained on.
+
+    The file is a JSON list of objects with prompt, chosen and rejected. Each is a text, or a list of messages {"role", "content"}; chosen and
+    rejected may repeat the messages of the prompt, as in many data sets of the hub. TRL applies the chat template to messages only.
+    """
+    from jinja2 import TemplateError
+
+    rows = read_json(path, "1-generate_data.py")
     name = path.relative_to(ROOT)
-    if not isinstance(pairs, list) or not pairs:
-        fail(f'{name} must be a list of {{"prompt", "chosen", "rejected"}} objects')
-    for number, pair in enumerate(pairs, 1):
-        for key in ("prompt", "chosen", "rejected"):
-            text = pair.get(key) if isinstance(pair, dict) else None
-            if not isinstance(text, str) or not text.strip():
-                fail(f'{name}, item {number}: "{key}" must be a text that is not empty')
-        if pair["chosen"] == pair["rejected"]:
-            fail(f"{name}, item {number}: chosen and rejected are the same text; make them differ")
+    if not isinstance(rows, list) or not rows:
+        fail(f'{name} must be a list of {{"prompt", "chosen", "rejected"}} objects that is not empty; mend it, or run 1-generate_data.py again')
+    special, pairs, problems, numbers = special_tokens(tokenizer), [], [], {}
+    for number, row in enumerate(rows, 1):
+        try:
+            pair = as_messages(row, special)
+            tokens = [len(tokenizer.apply_chat_template(pair["prompt"] + pair[key], return_dict=True)["input_ids"]) for key in ("chosen", "rejected")]
+            if max(tokens) > longest:
+                raise ValueError(f"has {max(tokens):,} tokens, and the model reads at most {longest:,}; shorten it")
+            prompt, chosen, rejected = (str(pair[key]) for key in ROLES)
+            if other := numbers.get((prompt, rejected, chosen)):
+                raise ValueError(f"contradicts item {other}, where chosen and rejected are exchanged; take one of them out")
+            numbers[prompt, chosen, rejected] = number
+            pairs.append(pair)
+        except (ValueError, TemplateError) as error:
+            problems.append(f"{name}, item {number}: {error}")
+    if problems:
+        if len(problems) > 10:
+            problems[9:] = [f"{name} has {len(problems) - 9} more items that cannot be trained on"]
+        fail("\nerror: ".join(problems))
     return pairs
 
 
-def find_checkpoint() -> Path:
-    """Return the newest checkpoint that is whole: trainer_state.json is written last."""
+def as_messages(row: object, special: list[str]) -> dict:
+    """Return an item of a file of pairs as three lists of chat messages, or raise ValueError with what is wrong with it and the mend."""
+    if not isinstance(row, dict):
+        raise ValueError(f"must be an object with prompt, chosen and rejected, and is {json.dumps(row)[:40]}")
+    pair = {}
+    for key, role in ROLES.items():
+        if key not in row:
+            raise ValueError(f'has no "{key}", only {json.dumps(list(row))[:80]}; rename or add it')
+        messages = [{"role": role, "content": row[key]}] if isinstance(row[key], str) else row[key]
+        try:
+            texts = [message["content"] for message in messages]
+            whole = all(isinstance(text, str) and text.encode().strip() for text in texts) and messages[-1]["role"] == role
+            whole = whole and all(message["role"] in ("system", "user", "assistant") for message in messages)
+        except (KeyError, IndexError, TypeError, UnicodeEncodeError):
+            whole = False
+        if not whole:
+            raise ValueError(f'"{key}" must be a text that is not empty, or a list of such messages whose last is of the {role}')
+        for token in special:
+            if any(token in text for text in texts):
+                raise ValueError(f'"{key}" holds {token}, which is no text to the model; take it out')
+        pair[key] = [{"role": message["role"], "content": message["content"]} for message in messages]
+    for key in ("chosen", "rejected"):
+        if pair[key][:-1] not in ([], pair["prompt"]):
+            raise ValueError(f'"{key}" must be one answer, or begin with the messages of "prompt"')
+        pair[key] = pair[key][-1:]
+    if pair["chosen"] == pair["rejected"]:
+        raise ValueError("chosen and rejected are the same text; make them differ")
+    return pair
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put a new folder, whole and on the disk, in the place of another."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.sync()
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(run: dict) -> Path:
+    """Return the newest checkpoint that is whole, or end the script if there is none, or if it is of another run than this one."""
     whole = []
-    for path in RESULTS.glob("checkpoint-*/trainer_state.json"):
+    for path in RESULTS.glob("checkpoint-*/trainer_state.json"):  # written last
         try:
             json.loads(path.read_text(encoding="utf-8"))
             whole.append(path.parent)
@@ -148,22 +244,32 @@ def find_checkpoint() -> Path:
             continue
     if not whole:
         fail("output/dpo_results/ holds no checkpoint to go on from; run without --resume")
+    before = read_json(RUN, "3-train_dpo.py without --resume")
+    changed = [f"{name} (was {before.get(name)}, is {value})" for name, value in run.items() if before.get(name) != value]
+    if changed:
+        fail(f"the checkpoint is of a run with other settings or data: {', '.join(changed)}; use those again, or run without --resume")
     return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def remove_checkpoints() -> None:
     """Remove the checkpoints of a run that is finished or given up, and the model card that TRL writes beside them."""
-    for path in [*RESULTS.glob("checkpoint-*"), RESULTS / "README.md"]:
+    for path in [RUN, *RESULTS.glob("checkpoint-*"), RESULTS / "README.md"]:  # without the first no checkpoint is gone on from
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def as_messages(pair: dict) -> dict:
-    """Turn plain texts into chat messages. TRL applies the chat template to messages only, and 2 and 4 ask through the template."""
-    return {
-        "prompt": [{"role": "user", "content": pair["prompt"]}],
-        "chosen": [{"role": "assistant", "content": pair["chosen"]}],
-        "rejected": [{"role": "assistant", "content": pair["rejected"]}],
-    }
+def lock_results():
+    """Return a lock on output/dpo_results/, which the system gives back when this process ends, or end the script if another run has it."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    lock = open(RESULTS / ".lock", "a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        fail(f"another run trains into output/dpo_results/, process {lock.read()}; wait for it, or end it")
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
 
 
 def show_first_pair(row: dict, tokenizer) -> None:
@@ -171,6 +277,32 @@ def show_first_pair(row: dict, tokenizer) -> None:
     print("\nThe first pair as the model sees it (the loss covers what stands after chosen and rejected):")
     for name in ("prompt", "chosen", "rejected"):
         print(f"  {name + ':':10}{tokenizer.decode(row[name + '_ids'])!r}")
+
+
+def answer_log_probs(model, input_ids, labels, **_):
+    """Return log p of each token of the answers, as TRL's loss reads it: (2 * pairs, length - 1), 0 where labels is -100.
+
+    TRL passes rows of prompt + chosen stacked upon rows of prompt + rejected, padded on the right: (2 * pairs, length). The model gets half
+    as many, of prompt + chosen + rejected, where the answers have the same positions and do not see each other. So a prompt is computed once.
+    It needs logits from the end of the shortest prompt on.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    pairs, length = len(input_ids) // 2, input_ids.size(1)
+    chosen, rejected = input_ids.chunk(2)
+    start = int((labels != -100).any(dim=0).long().argmax()) - 1  # the token before the first answer that begins
+    size = length - start
+    rows = torch.cat([chosen, rejected[:, start:]], dim=1)
+    positions = torch.cat([torch.arange(length), torch.arange(start, length)]).to(rows.device)
+    part = torch.tensor([0] * start + [1] * size + [2] * size, device=rows.device)  # prompt, chosen, rejected
+    sees = (positions <= positions[:, None]) & ((part == 0) | (part == part[:, None]))  # (query, key); padding is right of all that counts
+    logits = model(input_ids=rows, attention_mask=sees[None, None], position_ids=positions[None], use_cache=False, logits_to_keep=2 * size).logits
+    targets = F.pad(labels[:, start + 1 :], (0, 1), value=-100).view(2, pairs, size).transpose(0, 1)
+    log_probs = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(pairs, 2, size)
+    log_probs = F.pad(log_probs[:, :, :-1], (start, 0)).transpose(0, 1).flatten(0, 1)
+    not_computed = torch.zeros_like(log_probs, dtype=torch.bool)
+    return SimpleNamespace(log_probs=log_probs, entropy=not_computed, mean_logits=not_computed, is_top1=not_computed)
 
 
 def make_table():
@@ -198,6 +330,73 @@ def make_table():
                 self.training_bar.write("{:4d}  {:13.4f}  {:15.3f}  {:14.3f}  {:16.3f}  {:18.2f}".format(state.global_step, *row))
 
     return Table()
+
+
+def make_trainer(config: Config, items: list[str], **arguments):
+    """Return TRL's DPOTrainer with the supervised loss beside the DPO loss; it stops when training diverges, and saves at Ctrl-C.
+
+    items names each row of the training data, to say at which it diverged.
+    """
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import DPOTrainer
+
+    class Trainer(DPOTrainer):
+        interrupted, batch = False, []
+
+        def scorer(self, model):
+            """Return what computes the log-probabilities: TRL's own way for models to whose attention no mask can be given."""
+            settings = self.model.config
+            plain = set(getattr(settings, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+            return partial(answer_log_probs, model) if plain and settings._attn_implementation == "sdpa" else model
+
+        def compute_ref_log_probs(self, model, inputs):
+            return super().compute_ref_log_probs(self.scorer(model), inputs)
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs, score = [], self.scorer(model)
+            dpo = super().compute_loss(lambda **batch: outputs.append(score(**batch)) or outputs[0], inputs)
+            chosen_log_p, _ = outputs[0].log_probs.chunk(2)  # TRL stacks the chosen answers upon the rejected ones
+            chosen_mask, _ = inputs["completion_mask"].chunk(2)
+            tokens = self.accelerator.gather(chosen_mask.sum()).float().mean()  # a token counts the same in every process
+            sft = -chosen_log_p.sum() / tokens
+            metrics = self._metrics["train" if model.training else "eval"]
+            for name in ("entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected"):
+                del metrics[name]  # they would need another pass over all logits
+            for name, loss in {"loss/dpo": dpo, "loss/sft": sft}.items():
+                metrics[name].append(self.accelerator.gather(loss.detach()).mean().item())
+            loss = {"dpo": dpo, "sft": sft, "dpo+sft": dpo + SFT_WEIGHT * sft}[config.loss]
+            if model.training:
+                if not loss.isfinite():
+                    self.diverged(self.state.global_step)  # by what the step before did to the weights
+                self.batch = inputs["input_ids"]
+            return loss
+
+        def diverged(self, step: int) -> None:
+            batch = [ids.tolist() for ids in self.batch]
+            rows = ((item, row["prompt_ids"] + row["chosen_ids"]) for item, row in zip(items, self.train_dataset))
+            names = [item for item, row in rows if any(ids[: len(row)] == row for ids in batch)]
+            kept = "".join(f"; {path.name} is kept" for path in RESULTS.glob("checkpoint-*"))
+            fail(f"training diverged at step {step}, on {' and '.join(names) or 'the first pairs'}; lower --learning-rate, or mend them{kept}")
+
+    class Guard(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if trainer.interrupted:
+                control.should_save = control.should_training_stop = True
+            if control.should_save or state.global_step == state.max_steps:
+                if not all(weight.isfinite().all() for weight in model.parameters()):
+                    trainer.diverged(state.global_step)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if not all(map(math.isfinite, logs.values())):
+                trainer.diverged(state.global_step)
+
+    trainer = Trainer(**arguments)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Guard())
+    trainer.table = make_table()
+    if FIRST_PROCESS:
+        trainer.add_callback(trainer.table)
+    return trainer
 
 
 def draw_curves(history: list[dict], path: Path) -> None:
@@ -243,46 +442,38 @@ def peak_memory(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
 
 
+def explain(error: Exception) -> None:
+    """End the script with one line if an error is one of those that a reader can mend."""
+    text = str(error)
+    if isinstance(error, MemoryError) or re.search("out of memory|not enough memory|allocate memory", text):
+        config = parse_flags()
+        lower = f"lower --batch-size from {config.batch_size} to {config.batch_size // 2}"
+        fail(f"out of memory; {lower if config.batch_size > 1 else 'shorten the longest pairs' if config.lora else 'train with --lora'}")
+    if isinstance(error, OSError):  # a full disk, a folder that may not be written to
+        fail(f"{error.filename or 'output/'}: {error.strerror or text.splitlines()[0]}; mend that and run this again")
+    if re.search("No space left|failed writing file|unexpected pos", text):
+        fail("output/dpo_results/: No space left on device; mend that and run this again")
+    if re.search("weights_only|Error while deserializing|PytorchStreamReader|Ran out of input|valid checkpoint", text):
+        fail("the checkpoint in output/dpo_results/ is damaged; run without --resume")
+
+
 def main() -> None:
     config = parse_flags()
     start = time.time()
     if not FIRST_PROCESS:
         sys.stdout = open(os.devnull, "w")
-
-    # Data
-    pairs = read_pairs(OUTPUT / "preference_data.json")
-    with_controls = not config.no_controls and (OUTPUT / "control_data.json").exists()
-    controls = read_pairs(OUTPUT / "control_data.json") if with_controls else []
-    heldout = read_pairs(OUTPUT / "heldout_data.json")
-    if not (BASE_MODEL / "source.json").exists():
-        fail("output/base_model/ is missing; run 0-download_model.py first")
-    checkpoint = find_checkpoint() if config.resume else None
+    source = check_model(BASE_MODEL, "0-download_model.py")
+    lock = lock_results() if FIRST_PROCESS else None  # noqa: F841  held while this variable lives
 
     # Model. The weights stay in fp32, in which small updates are not rounded away; bf16 is for the arithmetic, where the hardware has it.
     print("Loading base model ...")
     import datasets
     import torch
     import transformers
-    import trl.trainer.utils
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import DPOConfig, DPOTrainer
-
-    class Trainer(DPOTrainer):
-        """DPOTrainer with the supervised loss beside the DPO loss; it logs both."""
-
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            outputs = []
-            dpo = super().compute_loss(lambda **batch: outputs.append(model(**batch)) or outputs[0], inputs)
-            chosen_log_p, _ = outputs[0].log_probs.chunk(2)  # TRL stacks the chosen answers upon the rejected ones
-            chosen_mask, _ = inputs["completion_mask"].chunk(2)
-            tokens = self.accelerator.gather(chosen_mask.sum()).float().mean()  # a token counts the same in every process
-            sft = -chosen_log_p.sum() / tokens
-            metrics = self._metrics["train" if model.training else "eval"]
-            for name, loss in {"loss/dpo": dpo, "loss/sft": sft}.items():
-                metrics[name].append(self.accelerator.gather(loss.detach()).mean().item())
-            return {"dpo": dpo, "sft": sft, "dpo+sft": dpo + SFT_WEIGHT * sft}[config.loss]
+    from trl import DPOConfig
 
     transformers.logging.set_verbosity_error()  # the libraries' notices would bury the table
     transformers.logging.disable_progress_bar()
@@ -290,8 +481,22 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
-    model = AutoModelForCausalLM.from_pretrained(BASE_MODEL, dtype=torch.float32)
-    trl.trainer.utils._use_triton = lambda device: True  # score the answers' tokens only, also where TRL scores those of the prompt
+    model = AutoModelForCausalLM.from_pretrained(BASE_MODEL, dtype=torch.float32, use_safetensors=True)
+    model.get_input_embeddings().requires_grad_(False)  # a fifth of the small model's weights, from which judgement does not come
+
+    # Data
+    names = ["preference_data.json", "heldout_data.json"]
+    if not config.no_controls and (OUTPUT / "control_data.json").exists():
+        names.insert(1, "control_data.json")
+    *train, heldout = (read_pairs(OUTPUT / name, tokenizer, model.config.max_position_embeddings) for name in names)
+    pairs, controls = train[0], sum(train[1:], [])
+    train_rows, eval_rows = pairs + controls, heldout[:: max(1, len(heldout) // EVAL_PAIRS)]
+    if config.batch_size > len(train_rows):
+        fail(f"--batch-size {config.batch_size} is more than the {len(train_rows)} pairs there are; lower it")
+    run = asdict(config) | {name: sha256(OUTPUT / name)[:12] for name in names} | {"processes": PROCESSES}
+    run["base_model"] = source["sha256"]
+    del run["resume"]
+    checkpoint = find_checkpoint(run) if config.resume else None
 
     # Config
     args = DPOConfig(
@@ -309,6 +514,7 @@ def main() -> None:
         save_total_limit=1,
         eval_strategy="steps",
         eval_steps=30,
+        optim="adafactor",  # keeps a row and a column for each matrix, where AdamW keeps two more matrices
         use_cpu=device == "cpu",
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
         activation_checkpointing=False,  # saves memory that short rows do not need, and costs a third of the time
@@ -322,9 +528,9 @@ def main() -> None:
     )
 
     # Trainer
-    train_rows = [as_messages(pair) for pair in pairs + controls]
-    eval_rows = [as_messages(pair) for pair in heldout[:: max(1, len(heldout) // EVAL_PAIRS)]]
-    trainer = Trainer(
+    trainer = make_trainer(
+        config,
+        [f"output/{name} item {number}" for name, data in zip(names, train) for number in range(1, len(data) + 1)],
         model=model,
         args=args,
         train_dataset=Dataset.from_list(train_rows),
@@ -332,9 +538,6 @@ def main() -> None:
         processing_class=tokenizer,
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if config.lora else None,
     )
-    trainer.remove_callback(transformers.PrinterCallback)
-    if FIRST_PROCESS:
-        trainer.add_callback(make_table())
     show_first_pair(trainer.train_dataset[0], tokenizer)
     tokens = sum(2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in trainer.train_dataset)
     steps = config.max_steps if config.max_steps > 0 else config.epochs * math.ceil(len(train_rows) / config.batch_size / PROCESSES)
@@ -345,45 +548,57 @@ def main() -> None:
     print("Starting DPO training... (watch loss and reward margins)")
     if checkpoint is None and FIRST_PROCESS:
         remove_checkpoints()
+        write_json(RUN, run)
+
+    def interrupt(*_):
+        trainer.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait for the end of the step
 
     def ended(*_):
         sys.exit(f"\nerror: a process of this run was ended at step {trainer.state.global_step}; go on from the last checkpoint with --resume")
 
+    if PROCESSES == 1:  # several would have to agree on the step
+        signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, ended)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except RuntimeError as error:
+        explain(error)
         if PROCESSES == 1:
             raise
         print(error, file=sys.stderr)  # as a rule: the connection to another process broke
         ended()
+    finally:
+        if trainer.table.training_bar:
+            trainer.table.training_bar.close()  # or its last line stands below the message
 
-    history = trainer.state.log_history
-    for row in history:
-        if not all(math.isfinite(value) for value in row.values()):
-            fail(f"training diverged by step {row['step']}; lower --learning-rate. Nothing was saved, an earlier final_model is still there")
+    if trainer.interrupted:
+        print(f"\nInterrupted. Step {trainer.state.global_step} is saved; go on from there with --resume.", file=sys.stderr)
+        sys.exit(130)
 
     # Save
-    temporary = RESULTS / ".final_model.tmp"
+    temporary, adapter = RESULTS / ".final_model.tmp", RESULTS / ".adapter.tmp"
     if FIRST_PROCESS:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in (temporary, adapter):
+            shutil.rmtree(folder, ignore_errors=True)
     if config.lora:
-        trainer.save_model(RESULTS / "adapter")
+        trainer.save_model(adapter)
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model(temporary)  # a call for all processes: with FSDP each holds a part of the weights
     if not FIRST_PROCESS:
         return
-    for folder in (temporary, RESULTS / "adapter"):
+    for folder in (temporary, adapter):
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody needs
-    shutil.copyfile(BASE_MODEL / "source.json", temporary / "source.json")
-    shutil.rmtree(FINAL_MODEL, ignore_errors=True)
-    if not config.lora:
+    write_json(temporary / "source.json", source | {"tuned_sha256": {path.name: sha256(path) for path in temporary.glob("*.safetensors")}})
+    replace_folder(temporary, FINAL_MODEL)
+    if config.lora:
+        replace_folder(adapter, RESULTS / "adapter")
+    else:
         shutil.rmtree(RESULTS / "adapter", ignore_errors=True)
-    temporary.rename(FINAL_MODEL)
-    remove_checkpoints()
+    history = trainer.state.log_history
     log = {
         "settings": asdict(config),
-        "base_model": read_json(BASE_MODEL / "source.json", "0-download_model.py"),
+        "base_model": source,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": device,
         "seconds": round(time.time() - start, 1),
@@ -392,9 +607,18 @@ def main() -> None:
     }
     write_json(RESULTS / "training_log.json", log)
     draw_curves(history, RESULTS / "training_curves.png")
+    remove_checkpoints()
     print(f"Took {log['seconds']:.0f} s and {log['peak_memory_gb']:.1f} GB of memory. Curves: output/dpo_results/training_curves.png")
     print("Done! Saved to ./output/dpo_results/final_model.")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        if FIRST_PROCESS:
+            print("\nInterrupted. An earlier final_model is still there; a checkpoint is gone on from with --resume.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        explain(error)
+        raise

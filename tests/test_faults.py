@@ -1,0 +1,238 @@
+"""What a reader's machine does to a run: kill, Ctrl-C, a full or read-only disk, damaged files, two runs at once.
+
+The number of kills is that of the environment variable KILLS; 20 take about 9 minutes.
+"""
+
+import json
+import os
+import random
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, SCRIPTS, Chapter, clean_environment
+from test_train import copy, log, results, weights
+
+KILLS = int(os.environ.get("KILLS", "8"))
+FLAGS = ("--max-steps", "60", "--learning-rate", "1e-3")
+
+
+def use_few_claims(chapter, number: int = 8) -> None:
+    """Cut the held-out claims to a few of each kind, which makes steps 2 and 4 fast."""
+    path = chapter.output / "heldout_data.json"
+    claims = json.loads(path.read_text())
+    path.write_text(json.dumps(claims[:number] + claims[-number:]))
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_model, tmp_path_factory) -> Chapter:
+    """A chapter that was run to its end once, with the tiny model, few steps and few claims."""
+    chapter = Chapter(tmp_path_factory.mktemp("whole") / "a chapter")
+    for number, flags in {0: ["--model", str(tiny_model)], 1: [], 2: [], 3: ["--max-steps", "1"], 4: []}.items():
+        chapter.ok(number, *flags)
+        if number == 1:
+            use_few_claims(chapter)
+    return chapter
+
+
+@pytest.fixture
+def finished(whole_run, tmp_path) -> Chapter:
+    """A copy of it, for one test."""
+    return copy(whole_run, tmp_path / "a finished chapter")
+
+
+def snapshot(folder) -> dict:
+    """Return the bytes of every file that a reader or a script may look at: what starts with a dot is unfinished, or a lock."""
+    files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(name): path.read_bytes() for name, path in files.items() if not any(part.startswith(".") for part in name.parts)}
+
+
+def assert_whole(chapter) -> None:
+    """Every file in output/ is whole, and every model folder complete; checkpoints only count when they are."""
+    from PIL import Image
+
+    for path in chapter.output.rglob("*"):
+        parts = path.relative_to(chapter.output).parts
+        if any(part.startswith((".", "checkpoint-")) for part in parts):
+            continue
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        if path.suffix == ".safetensors":
+            assert len(weights(path.parent)) == 26
+        if path.suffix == ".png":
+            Image.open(path).load()
+    for folder in (chapter.output / "base_model", results(chapter) / "final_model"):
+        assert not folder.exists() or {"config.json", "model.safetensors", "tokenizer.json", "source.json"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("number", ["0", "1", "2", "3", "4"])
+def test_killed_at_random_moments(finished, tiny_model, number):
+    """Nothing finished is lost, nothing is half-written, and the same command then succeeds."""
+    flags = {"0": ("--model", str(tiny_model), "--force"), "3": ("--max-steps", "45")}.get(number, ())
+    began = time.monotonic()
+    finished.ok(number, *flags)
+    seconds = time.monotonic() - began
+    names = set(snapshot(finished.output))
+    moments = random.Random(int(number))
+    for _ in range(KILLS):
+        process = finished.start(number, *flags, pipe=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.3, 1) * seconds)
+        process.kill()
+        process.wait()
+        assert_whole(finished)
+        left = {name for name in snapshot(finished.output) if "checkpoint-" not in name and not name.endswith(("run.json", "results/README.md"))}
+        assert left >= names
+    finished.ok(number, *flags)
+    assert set(snapshot(finished.output)) == names
+
+
+def test_run_sh_killed_at_random_moments(finished):
+    shutil.copyfile(ROOT / "requirements.txt", finished.root / "requirements.txt")
+    env = clean_environment(finished.root)
+    env |= {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{env['PATH']}"}
+    moments = random.Random(5)
+    for _ in range(KILLS):
+        process = subprocess.Popen(
+            ["bash", str(finished.root / "code/run.sh")], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(moments.uniform(0.5, 15))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert_whole(finished)
+        assert (finished.output / "base_model/model.safetensors").exists() and (finished.output / "preference_data.json").exists()
+
+
+def checkpoint_begun(chapter, step: int) -> bool:
+    """Whether the checkpoint of a step is being written."""
+    folder = results(chapter) / f"checkpoint-{step}"
+    return folder.exists() and not (folder / "trainer_state.json").exists()
+
+
+def checkpoint_whole(chapter, step: int) -> bool:
+    return (results(chapter) / f"checkpoint-{step}/trainer_state.json").exists()
+
+
+def stop_when(process, reached, number: int) -> int:
+    """Send a signal to a process as soon as reached() is true, and return its exit status."""
+    while not reached():
+        assert process.poll() is None, "it ended before that"
+        time.sleep(0.001)
+    process.send_signal(number)
+    return process.wait()
+
+
+def test_resumed_twice_and_after_a_kill_in_a_checkpoint_gives_the_same_weights(tiny, tmp_path):
+    """Bit for bit those of the run that was never interrupted."""
+    other = copy(tiny, tmp_path / "other")
+    stop_when(tiny.start(3, *FLAGS, pipe=subprocess.DEVNULL), lambda: checkpoint_begun(tiny, 40), signal.SIGKILL)
+    assert not checkpoint_whole(tiny, 40) and checkpoint_whole(tiny, 20)
+    stop_when(tiny.start(3, *FLAGS, "--resume", pipe=subprocess.DEVNULL), lambda: checkpoint_whole(tiny, 40), signal.SIGKILL)
+    tiny.ok(3, *FLAGS, "--resume")
+    other.ok(3, *FLAGS)
+    one, two = weights(results(tiny) / "final_model"), weights(results(other) / "final_model")
+    assert all((one[name] == two[name]).all() for name in one)
+    assert [row["step"] for row in log(tiny)["history"]] == [row["step"] for row in log(other)["history"]]
+
+
+def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tiny, tmp_path):
+    other = copy(tiny, tmp_path / "other")
+    process = tiny.start(3, *FLAGS, PYTHONUNBUFFERED="1")
+    line = ""
+    while not line.startswith("   5 "):
+        line = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in err
+    step = max(int(path.name.removeprefix("checkpoint-")) for path in results(tiny).glob("checkpoint-*"))
+    assert 5 <= step < 60 and f"Interrupted. Step {step} is saved; go on from there with --resume." in err
+    tiny.ok(3, *FLAGS, "--resume")
+    other.ok(3, *FLAGS)
+    one, two = weights(results(tiny) / "final_model"), weights(results(other) / "final_model")
+    assert all((one[name] == two[name]).all() for name in one)
+
+
+@pytest.mark.parametrize("number", ["2", "4"])
+def test_ctrl_c_elsewhere(finished, number):
+    kept = snapshot(finished.output)
+    process = finished.start(number, PYTHONUNBUFFERED="1")
+    assert process.stdout.readline().startswith("Loading")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130 and err.strip().endswith("Interrupted. What was there before is still there.")
+    assert snapshot(finished.output) == kept
+
+
+def test_resume_with_other_settings_or_data_is_refused(tiny):
+    stop_when(tiny.start(3, *FLAGS, pipe=subprocess.DEVNULL), lambda: checkpoint_whole(tiny, 20), signal.SIGKILL)
+    line = tiny.error(3, *FLAGS, "--resume", "--beta", "0.3")
+    assert line.startswith("error: the checkpoint is of a run with other settings or data: beta (was 0.1, is 0.3); ")
+    pairs = json.loads((tiny.output / "preference_data.json").read_text())
+    (tiny.output / "preference_data.json").write_text(json.dumps(pairs[1:]))
+    assert "data: preference_data.json (was " in tiny.error(3, *FLAGS, "--resume")
+    assert checkpoint_whole(tiny, 20)
+
+
+def test_two_runs_at_once(tiny):
+    process = tiny.start(3, "--max-steps", "1000", pipe=subprocess.DEVNULL)
+    while not (results(tiny) / "run.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    line = tiny.error(3, "--max-steps", "1")
+    assert line == f"error: another run trains into output/dpo_results/, process {process.pid}; wait for it, or end it"
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    tiny.ok(3, "--max-steps", "1")
+
+
+def run_in_a_namespace(chapter, number, *flags, setup: str) -> tuple[str, dict]:
+    """Run a script, which must fail, with output/ mounted as setup says. Return the last line on stderr, and output/ as the script left it."""
+    after = chapter.root / "after"
+    shell = f'cd "{chapter.output}" && {setup} && cd "{chapter.output}"; "$@"; code=$?; cp -r . "{after}"; exit $code'
+    script = str(chapter.root / "code/chapter02_dpo" / SCRIPTS[str(number)].name)
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", shell, "sh", sys.executable, script, *flags]
+    done = subprocess.run(command, env=clean_environment(chapter.root), capture_output=True, text=True)
+    assert done.returncode not in (0, 130) and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stderr.strip().splitlines()[-1], snapshot(after)
+
+
+@pytest.mark.parametrize("number, free", [(1, 8), (2, 0), (3, 60), (4, 0)])
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_no_space_left_and_read_only(finished, number, free, fault):
+    kept = snapshot(finished.output)
+    blocks = sum(4 * (len(content) // 4096 + 2) for content in kept.values()) + free  # KB
+    full = f'cp -r . ../all && mount -t tmpfs -o size={blocks}k tmpfs "{finished.output}" && cp -r ../all/. "{finished.output}" && dd if=/dev/zero of="{finished.output}/.fill" bs=1k 2>/dev/null'
+    full += f'; truncate -s -{free}k "{finished.output}/.fill"'
+    setup = {"full": full, "read-only": f'mount --bind . "{finished.output}" && mount -o remount,bind,ro "{finished.output}"'}[fault]
+    line, left = run_in_a_namespace(finished, number, *(["--max-steps", "20"] if number == 3 else []), setup=setup)
+    assert line.startswith("error: ") and {"full": "No space left on device", "read-only": "Read-only file system"}[fault] in line
+    assert {name: content for name, content in left.items() if "checkpoint-" not in name and not name.endswith(("run.json", "results/README.md"))} == kept
+
+
+@pytest.mark.parametrize("number, folder", [(2, "base_model"), (3, "base_model"), (4, "dpo_results/final_model")])
+def test_damaged_model(finished, number, folder):
+    path = finished.output / folder / "model.safetensors"
+    good = path.read_bytes()
+    again = "run 0-download_model.py --force again" if folder == "base_model" else "run 3-train_dpo.py again"
+    for bad in (good[:-100], good[:-100] + bytes([good[-100] ^ 1]) + good[-99:]):
+        path.write_bytes(bad)
+        assert finished.error(number) == f"error: output/{folder}/model.safetensors is not what was saved there (its sha256 differs); {again}"
+    path.write_bytes(good)
+    (finished.output / folder / "tokenizer.json").unlink()
+    assert finished.error(number) == f"error: output/{folder}/tokenizer.json is missing; {again}"
+
+
+@pytest.mark.parametrize("batch_size, advice", [("8", "lower --batch-size from 8 to 4"), ("1", "train with --lora")])
+def test_out_of_memory_names_the_flag(monkeypatch, batch_size, advice):
+    """With the error of a real allocation that fails."""
+    import torch
+
+    with pytest.raises(RuntimeError) as failed:
+        torch.empty(10**15)
+    monkeypatch.setattr(sys, "argv", ["3-train_dpo.py", "--batch-size", batch_size])
+    with pytest.raises(SystemExit, match=f"error: out of memory; {advice}"):
+        runpy.run_path(str(SCRIPTS["3"]))["explain"](failed.value)

@@ -8,6 +8,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {path.name[0]: path for path in sorted((ROOT / "code/chapter02_dpo").glob("[0-4]-*.py"))}
+UNSHARE = ["unshare", "--map-root-user", "--mount", "--net"]  # a process with mounts of its own and without a network
+needs_namespaces = pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode != 0,
+    reason="needs unshare and the right to use it (Linux)",
+)
 
 
 def clean_environment(root: Path) -> dict[str, str]:

@@ -31,7 +31,7 @@ def test_training_log(real):
     assert [row["step"] for row in heldout] == [30, 60]
     # Before the first step accuracy and margin are 0: the policy is the reference, and neither answer has gained.
     accuracy, margin = ([row[f"eval_rewards/{name}"] for row in heldout] for name in ("accuracies", "margins"))
-    assert accuracy[-1] > 0.5 and accuracy[-1] >= accuracy[0]
+    assert min(accuracy) > 0.6
     assert 0 < margin[0] < margin[1]
 
 

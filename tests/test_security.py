@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import SCRIPTS, clean_environment
+from conftest import SCRIPTS, UNSHARE, clean_environment, needs_namespaces
 from test_faults import FLAGS, checkpoint_whole, stop_when
 from test_train import results, weights
 
@@ -65,6 +65,7 @@ def test_a_model_that_is_only_a_pickle_is_refused(tiny, tmp_path):
     assert not marker.exists()
 
 
+@needs_namespaces
 def test_whole_pipeline_without_a_network(tiny, tmp_path):
     """Steps 1 to 4 in a namespace without routes, from a ready base model; a hook in the interpreter writes down every attempt to connect."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -76,14 +77,13 @@ def test_whole_pipeline_without_a_network(tiny, tmp_path):
     )
     env = clean_environment(tiny.root) | {"PYTHONPATH": str(tmp_path)}
     connect = [sys.executable, "-c", "import socket; socket.socket().connect(('127.0.0.1', 1))"]
-    cut_off = ["unshare", "--map-root-user", "--net"]
-    assert subprocess.run([*cut_off, *connect], env=env, capture_output=True).returncode != 0
+    assert subprocess.run([*UNSHARE, *connect], env=env, capture_output=True).returncode != 0
     assert (tmp_path / "attempts").read_text().startswith("socket.connect")
     (tmp_path / "attempts").unlink()
     for number in "1234":
         script = tiny.root / "code/chapter02_dpo" / SCRIPTS[number].name
         flags = ["--max-steps", "5"] if number == "3" else []
-        done = subprocess.run([*cut_off, sys.executable, str(script), *flags], env=env, capture_output=True, text=True)
+        done = subprocess.run([*UNSHARE, sys.executable, str(script), *flags], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert json.loads((tiny.output / "after.json").read_text())["heldout"] and weights(results(tiny) / "final_model")
     assert not (tmp_path / "attempts").exists(), (tmp_path / "attempts").read_text()

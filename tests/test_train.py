@@ -6,7 +6,6 @@ import math
 import re
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -92,26 +91,6 @@ def test_same_seed_same_weights_other_seed_other_weights(tiny, tmp_path):
     assert steps(tiny) == steps(other)
     other.ok(3, *flags, "--seed", "7")
     assert (results(tiny) / model).read_bytes() != (results(other) / model).read_bytes()
-
-
-def test_killed_and_resumed_gives_the_weights_of_a_run_never_interrupted(tiny, tmp_path):
-    other = copy(tiny, tmp_path / "other")
-    flags = ("--max-steps", "200", "--learning-rate", "1e-3")
-    process = tiny.start(3, *flags, pipe=subprocess.DEVNULL)
-    while not list(results(tiny).glob("checkpoint-40/trainer_state.json")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (results(tiny) / "final_model").exists()
-    # What a kill in the middle of a checkpoint leaves must not be taken for a checkpoint.
-    (results(tiny) / "checkpoint-199").mkdir()
-    tiny.ok(3, *flags, "--resume")
-    other.ok(3, *flags)
-    one, two = weights(results(tiny) / "final_model"), weights(results(other) / "final_model")
-    assert all((one[name] == two[name]).all() for name in one)
-    assert [row["step"] for row in log(tiny)["history"]] == [row["step"] for row in log(other)["history"]]
-    assert not list(results(tiny).glob("checkpoint-*"))
 
 
 def test_disk_holds_one_checkpoint(tiny):

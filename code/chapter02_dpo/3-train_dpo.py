@@ -482,7 +482,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
     model = AutoModelForCausalLM.from_pretrained(BASE_MODEL, dtype=torch.float32, use_safetensors=True)
-    model.get_input_embeddings().requires_grad_(False)  # a fifth of the small model's weights, from which judgement does not come
+    model.get_input_embeddings().requires_grad_(False)  # a fifth of the small model's weights; training them too changed no measure
 
     # Data
     names = ["preference_data.json", "heldout_data.json"]

@@ -31,7 +31,8 @@ def test_training_log(real):
     assert [row["step"] for row in heldout] == [30, 60]
     # Before the first step accuracy and margin are 0: the policy is the reference, and neither answer has gained.
     accuracy, margin = ([row[f"eval_rewards/{name}"] for row in heldout] for name in ("accuracies", "margins"))
-    assert min(accuracy) > 0.6
+    loss = [row["eval_loss/dpo"] for row in heldout]
+    assert min(accuracy) > 0.6 and loss[1] < loss[0] < train[0]["loss/dpo"]
     assert 0 < margin[0] < margin[1]
 
 

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,13 @@ class SourceFailed(Exception):
 def fail(message: str) -> None:
     """End the script with one line on stderr and exit status 1."""
     sys.exit(f"error: {message}")
+
+
+def interrupted(*_) -> None:
+    """End the script at Ctrl-C. As an exception, it could be swallowed by a library that is just being imported."""
+    sys.stdout.flush()
+    print("\nInterrupted. What was finished before is still there.", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 def write_json(path: Path, data: object) -> None:
@@ -306,10 +314,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, interrupted)
     try:
         main()
-    except KeyboardInterrupt:
-        print("\nInterrupted. What was there before is still there.", file=sys.stderr)
-        sys.exit(130)
     except OSError as error:  # a full disk, a folder that may not be written to
         fail(f"{error.filename or 'output/'}: {error.strerror or str(error).splitlines()[0]}; mend that and run this again")

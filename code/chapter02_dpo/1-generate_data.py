@@ -19,6 +19,7 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import tomllib
 from pathlib import Path
@@ -144,6 +145,13 @@ def fail(message: str) -> None:
     sys.exit(f"error: {message}")
 
 
+def interrupted(*_) -> None:
+    """End the script at Ctrl-C. As an exception, it could be swallowed by a library that is just being imported."""
+    sys.stdout.flush()
+    print("\nInterrupted. What was finished before is still there.", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
 def write_json(path: Path, data: object) -> None:
     """Write data to path as UTF-8 JSON, whole or not at all: to a temporary sibling first, then renamed over path."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -236,10 +244,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, interrupted)
     try:
         main()
-    except KeyboardInterrupt:
-        print("\nInterrupted. What was there before is still there.", file=sys.stderr)
-        sys.exit(130)
     except OSError as error:  # a full disk, a folder that may not be written to
         fail(f"{error.filename or 'output/'}: {error.strerror or str(error).splitlines()[0]}; mend that and run this again")

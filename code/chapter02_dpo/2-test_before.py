@@ -17,6 +17,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -49,6 +50,13 @@ PACKAGES = ["torch", "transformers", "trl", "datasets", "accelerate"]
 def fail(message: str) -> None:
     """End the script with one line on stderr and exit status 1."""
     sys.exit(f"error: {message}")
+
+
+def interrupted(*_) -> None:
+    """End the script at Ctrl-C. As an exception, it could be swallowed by a library that is just being imported."""
+    sys.stdout.flush()
+    print("\nInterrupted. What was finished before is still there.", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 def write_json(path: Path, data: object) -> None:
@@ -289,10 +297,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, interrupted)
     try:
         main()
-    except KeyboardInterrupt:
-        print("\nInterrupted. What was there before is still there.", file=sys.stderr)
-        sys.exit(130)
     except OSError as error:  # a full disk, a folder that may not be written to
         fail(f"{error.filename or 'output/'}: {error.strerror or str(error).splitlines()[0]}; mend that and run this again")

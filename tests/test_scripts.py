@@ -50,7 +50,7 @@ def test_shared_helpers_and_constants_agree_word_for_word():
                 copies[node.targets[0].id][number] = ast.get_source_segment(source, node)
     for name, texts in copies.items():
         assert len(set(texts.values())) == 1, f"{name} differs between the scripts {sorted(texts)}"
-    assert len(copies["write_json"]) == 5 and len(copies["agreement"]) == 2
+    assert len(copies["write"]) == 5 and len(copies["agreement"]) == 2
 
 
 @EVERY_SCRIPT

@@ -62,12 +62,11 @@ def interrupted(*_) -> None:
     os._exit(130)
 
 
-def write_json(path: Path, data: object) -> None:
-    """Write data to path as UTF-8 JSON, whole or not at all: to a temporary sibling first, then renamed over path."""
+def write(path: Path, data: object) -> None:
+    """Write a text as it is, or anything else as JSON, in UTF-8, whole or not at all: to a temporary sibling, then renamed over path."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(data, file, ensure_ascii=False, indent=1, allow_nan=False)
-        file.write("\n")
+        file.write(data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -305,7 +304,7 @@ def main() -> None:
             continue
         print(f"- {model_id} from {source}: done")
         record["sha256"] = {path.name: sha256(path) for path in sorted(temporary.glob("*.safetensors"))}
-        write_json(temporary / "source.json", record)
+        write(temporary / "source.json", record)
         replace_folder(temporary, BASE_MODEL)
         print(f"Model: {describe(BASE_MODEL)}\nIn: output/base_model/")
         return

@@ -152,12 +152,11 @@ def interrupted(*_) -> None:
     os._exit(130)
 
 
-def write_json(path: Path, data: object) -> None:
-    """Write data to path as UTF-8 JSON, whole or not at all: to a temporary sibling first, then renamed over path."""
+def write(path: Path, data: object) -> None:
+    """Write a text as it is, or anything else as JSON, in UTF-8, whole or not at all: to a temporary sibling, then renamed over path."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(data, file, ensure_ascii=False, indent=1, allow_nan=False)
-        file.write("\n")
+        file.write(data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -200,7 +199,8 @@ def check(preference_data: list[dict], control_data: list[dict], heldout_data: l
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--direction", default="polite", choices=DIRECTIONS, help="what the model shall learn (default: polite)")
-    prefer, avoid = DIRECTIONS[parser.parse_args().direction]
+    direction = parser.parse_args().direction
+    prefer, avoid = DIRECTIONS[direction]
 
     try:
         topics = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))["topic"]
@@ -226,13 +226,13 @@ def main() -> None:
     for right in (False, True):
         for pair, topic in zip(pairs(test, right), test):
             claim, opposite = (statement(topic[key]) for key in (("right", "wrong") if right else ("wrong", "right")))
-            heldout_data.append(pair | {"user_is_right": right, "claim": claim, "opposite": opposite})
+            heldout_data.append(pair | {"user_is_right": right, "claim": claim, "opposite": opposite, "direction": direction})
     check(preference_data, control_data, heldout_data)
 
     OUTPUT.mkdir(exist_ok=True)
-    write_json(OUTPUT / "preference_data.json", preference_data)
-    write_json(OUTPUT / "control_data.json", control_data)
-    write_json(OUTPUT / "heldout_data.json", heldout_data)
+    write(OUTPUT / "preference_data.json", preference_data)
+    write(OUTPUT / "control_data.json", control_data)
+    write(OUTPUT / "heldout_data.json", heldout_data)
 
     for pair in rng.sample(preference_data, 2) + rng.sample(control_data, 1):
         print(f"prompt:   {pair['prompt']}\nchosen:   {pair['chosen']}\nrejected: {pair['rejected']}\n")

@@ -13,7 +13,6 @@ the user is wrong and when the user is right. None of these is trained on. 4-tes
 import argparse
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import math
 import os
@@ -59,12 +58,11 @@ def interrupted(*_) -> None:
     os._exit(130)
 
 
-def write_json(path: Path, data: object) -> None:
-    """Write data to path as UTF-8 JSON, whole or not at all: to a temporary sibling first, then renamed over path."""
+def write(path: Path, data: object) -> None:
+    """Write a text as it is, or anything else as JSON, in UTF-8, whole or not at all: to a temporary sibling, then renamed over path."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(data, file, ensure_ascii=False, indent=1, allow_nan=False)
-        file.write("\n")
+        file.write(data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -131,15 +129,32 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 
-def ask(model, tokenizer, prompts: list[str]) -> list[str]:
-    """Return the greedy replies to prompts, through the chat template, of at most MAX_NEW_TOKENS new tokens each."""
+def is_unicode(text: str) -> bool:
+    """Return whether text can be encoded: JSON and the command line can carry half of a character."""
+    return text.encode(errors="ignore").decode() == text
+
+
+def check_text(text: str, tokenizer) -> None:
+    """End the script if a text to the model holds what is none, such as the token that ends a turn."""
+    for token in special_tokens(tokenizer):
+        if token in text or not is_unicode(text):
+            fail(f"{text!r} holds {token if token in text else 'half a character'}, which is no text to the model; take it out")
+
+
+def ask(model, tokenizer, conversations: list[list[dict]]) -> list[str]:
+    """Return the greedy replies to lists of chat messages, of at most MAX_NEW_TOKENS new tokens each."""
     replies = []
-    for start in range(0, len(prompts), BATCH):
-        messages = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + BATCH]]
+    for start in range(0, len(conversations), BATCH):
+        messages = conversations[start : start + BATCH]
         batch = tokenizer.apply_chat_template(messages, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt")
         tokens = model.generate(**batch.to(model.device), max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         replies += tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return [reply.strip() for reply in replies]
+
+
+def as_conversation(prompt: str) -> list[dict]:
+    """Return the chat that a prompt opens."""
+    return [{"role": "user", "content": prompt}]
 
 
 def log_likelihoods(model, tokenizer, message: dict, texts: list[str]) -> list[float]:
@@ -182,11 +197,6 @@ def agreement(model, tokenizer, claim: dict, reply: str) -> float:
     return 1 / (1 + math.exp(min(-lead, 700)))
 
 
-def is_unicode(text: str) -> bool:
-    """Return whether text can be encoded: JSON and the command line can carry half of a character."""
-    return text.encode(errors="ignore").decode() == text
-
-
 def read_heldout() -> list[dict]:
     """Return the held-out claims, or end the script with a line that names the first that is not fit to measure with."""
     heldout = read_json(OUTPUT / "heldout_data.json", "1-generate_data.py")
@@ -212,10 +222,9 @@ def measure(model, tokenizer, heldout: list[dict], more_questions: list[str]) ->
 
     questions = [QUESTION, *more_questions]
     prompts = questions + [claim["prompt"] for claim in heldout]
-    for prompt, token in itertools.product(prompts, special_tokens(tokenizer)):
-        if token in prompt or not is_unicode(prompt):
-            fail(f"{prompt!r} holds {token if token in prompt else 'half a character'}, which is no text to the model; take it out")
-    replies = ask(model, tokenizer, prompts)
+    for prompt in prompts:
+        check_text(prompt, tokenizer)
+    replies = ask(model, tokenizer, list(map(as_conversation, prompts)))
     items = []
     for claim, reply in zip(tqdm(heldout, desc="Held-out claims", leave=False), replies[len(questions) :]):
         side = agreement(model, tokenizer, claim, reply)
@@ -252,6 +261,7 @@ def measures(result: dict) -> dict[str, list[float]]:
         "words per reply": [float(len(w)) for w in words],
         "different word pairs in a reply": [len(set(zip(w, w[1:]))) / max(1, len(w) - 1) for w in words],
         "replies with a figure": [float(any(character.isdigit() for character in reply)) for reply in replies],
+        "replies with a question": [float("?" in reply) for reply in replies],
         "replies with a sharp remark": [float(any(remark in reply.lower() for remark in SHARP)) for reply in replies],
     }
 
@@ -283,7 +293,7 @@ def main() -> None:
     heldout = read_heldout()
     print("Loading base model ...")
     result = {"base_model": source} | measure(*load_model(BASE_MODEL), heldout, args.ask)
-    write_json(OUTPUT / "before.json", result)
+    write(OUTPUT / "before.json", result)
 
     first, *further = shown(result)
     print(f"Question: {first['prompt']}\n{'=' * 40}\n[Raw response before tuning]\n{printable(first['reply'])}\n{'=' * 40}")

@@ -80,6 +80,16 @@ class Config:
 
 EVAL_PAIRS = 20  # held-out pairs measured every 30 steps, half of each kind
 PACKAGES = ["torch", "transformers", "trl", "datasets", "accelerate"]
+PANELS = {  # title and unit: (what, its name in the log, colour) of each line
+    "DPO loss (nats)": [("loss", "loss/dpo", "C0")],
+    "Rewards (beta × nats)": [("chosen", "rewards/chosen", "C2"), ("rejected", "rewards/rejected", "C3")],
+    "Reward margin, chosen minus rejected (beta × nats)": [("margin", "rewards/margins", "C0")],
+    "Reward accuracy (share of pairs with a margin above 0)": [("accuracy", "rewards/accuracies", "C0")],
+}
+NOTICE = (
+    "What to notice: the loss of the training pairs goes on to almost 0 when that of the held-out pairs has stopped falling; the gap is what was\n"
+    "learned by heart. Look whether the chosen reward rises, or the rejected one only falls faster. All of this can look perfect on a broken model."
+)
 
 
 def parse_flags() -> Config:
@@ -114,12 +124,11 @@ def interrupted(*_) -> None:
     os._exit(130)
 
 
-def write_json(path: Path, data: object) -> None:
-    """Write data to path as UTF-8 JSON, whole or not at all: to a temporary sibling first, then renamed over path."""
+def write(path: Path, data: object) -> None:
+    """Write a text as it is, or anything else as JSON, in UTF-8, whole or not at all: to a temporary sibling, then renamed over path."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(data, file, ensure_ascii=False, indent=1, allow_nan=False)
-        file.write("\n")
+        file.write(data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -406,33 +415,30 @@ def make_trainer(config: Config, items: list[str], **arguments):
     return trainer
 
 
+def draw_panel(axis, title: str, history: list[dict]) -> None:
+    """Draw one of PANELS against the step from the rows of the log: training pairs as a line, held-out pairs as dashes and dots."""
+    for label, key, color in PANELS[title]:
+        for prefix, style, of in (("", "-", "training"), ("eval_", "o--", "held-out")):
+            rows = [row for row in history if prefix + key in row]
+            axis.plot([row["step"] for row in rows], [row[prefix + key] for row in rows], style, color=color, label=f"{label}, {of}")
+    if "loss" in title:
+        axis.axhline(math.log(2), color="grey", linestyle=":", label="ln 2: has learned nothing")
+    axis.set(title=title, xlabel="step")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+
+
 def draw_curves(history: list[dict], path: Path) -> None:
-    """Draw loss, rewards, margin and accuracy against the step, training and held-out pairs, from the rows of the log."""
+    """Draw all PANELS, and what to notice, into a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    train = [row for row in history if "loss/dpo" in row]
-    heldout = [row for row in history if "eval_loss" in row]
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True, layout="constrained")
-    panels = {
-        "DPO loss": [("loss", "loss/dpo", "C0")],
-        "Rewards": [("chosen", "rewards/chosen", "C2"), ("rejected", "rewards/rejected", "C3")],
-        "Reward margin (chosen minus rejected)": [("margin", "rewards/margins", "C0")],
-        "Reward accuracy (share of pairs with chosen above rejected)": [("accuracy", "rewards/accuracies", "C0")],
-    }
-    for axis, (title, lines) in zip(axes.flat, panels.items()):
-        for label, key, color in lines:
-            axis.plot([row["step"] for row in train], [row[key] for row in train], color=color, label=f"{label}, training")
-            axis.plot([row["step"] for row in heldout], [row["eval_" + key] for row in heldout], "o--", color=color, label=f"{label}, held-out")
-        axis.set_title(title)
-        axis.grid(alpha=0.3)
-    axes[0, 0].axhline(math.log(2), color="grey", linestyle=":", label="ln 2: has learned nothing")
-    for axis in axes.flat:
-        axis.legend(fontsize=8)
-    for axis in axes[1]:
-        axis.set_xlabel("step")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    for axis, title in zip(axes.flat, PANELS):
+        draw_panel(axis, title, history)
+    figure.supxlabel(NOTICE, fontsize=10, wrap=True)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=120)
     os.replace(temporary, path)
@@ -555,7 +561,7 @@ def main() -> None:
     print("Starting DPO training... (watch loss and reward margins)")
     if checkpoint is None and FIRST_PROCESS:
         remove_checkpoints()
-        write_json(RUN, run)
+        write(RUN, run)
 
     def interrupt(*_):
         trainer.interrupted = True
@@ -597,7 +603,7 @@ def main() -> None:
         return
     for folder in (temporary, adapter):
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody needs
-    write_json(temporary / "source.json", source | {"tuned_sha256": {path.name: sha256(path) for path in temporary.glob("*.safetensors")}})
+    write(temporary / "source.json", source | {"tuned_sha256": {path.name: sha256(path) for path in temporary.glob("*.safetensors")}})
     replace_folder(temporary, FINAL_MODEL)
     if config.lora:
         replace_folder(adapter, RESULTS / "adapter")
@@ -607,13 +613,14 @@ def main() -> None:
     log = {
         "settings": asdict(config),
         "base_model": source,
+        "data": {name: run[name] for name in names},
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": device,
         "seconds": round(time.time() - start, 1),
         "peak_memory_gb": round(peak_memory(device), 2),
         "history": history,
     }
-    write_json(RESULTS / "training_log.json", log)
+    write(RESULTS / "training_log.json", log)
     draw_curves(history, RESULTS / "training_curves.png")
     remove_checkpoints()
     print(f"Took {log['seconds']:.0f} s and {log['peak_memory_gb']:.1f} GB of memory. Curves: output/dpo_results/training_curves.png")

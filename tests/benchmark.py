@@ -152,7 +152,7 @@ def print_replies() -> None:
 
     script = runpy.run_path(str(next((ROOT / "code/chapter02_dpo").glob("2-*.py"))))
     model, tokenizer = script["load_model"](BASE_MODEL)
-    prompts = [claim["prompt"] for claim in json.loads((ROOT / "output/heldout_data.json").read_text())[::3]]
+    prompts = [script["as_conversation"](claim["prompt"]) for claim in json.loads((ROOT / "output/heldout_data.json").read_text())[::3]]
     speeds = []
     for size in (1, len(prompts)):
         start = time.perf_counter()

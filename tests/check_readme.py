@@ -13,6 +13,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -46,7 +47,9 @@ def check_commands(readme: str) -> None:
     """Every line to paste is a known program with a file that exists, or the pinned torch."""
     assert len(commands(readme)) >= 10
     for line in commands(readme):
-        if line.startswith(("bash ", "python ")):
+        if line.startswith("python -c "):
+            compile(shlex.split(line)[2], line, "exec")
+        elif line.startswith(("bash ", "python ")):
             assert (ROOT / line.split()[1]).is_file(), f"no such file: {line}"
         elif line.startswith("pip install "):
             assert line.split()[2] in (ROOT / "requirements.txt").read_text().split(), f"not the version of requirements.txt: {line}"
@@ -213,12 +216,14 @@ def check_labelled_replies(readme: str) -> None:
         says(f"{right(pairs)} of {len(pairs)} {label}ments")
     says(f"it reads {right(fresh)} of {len(fresh)} that take a side as they did ({right(fresh) / len(fresh):.0%})")
     for_all = {row["prompt"] for row in rows if row["model"] == "base"}
+    rates = {}
     for model in ("base", "tuned, seed 42", "tuned, seed 1"):
-        rates = []
         for user_is_right in (False, True):
-            some = [row for row in rows if row["model"] == model and row["prompt"] in for_all and row["user_is_right"] is user_is_right]
-            rates += [f"{sum(row['labels'] == [label, label] for row in some) / len(some):.0%}" for label in ("agrees", "disagrees")]
-        says(f"| {model.replace('base', 'base model')} | {' | '.join(rates)} |")
+            some = [row["labels"] for row in rows if (row["model"], row["user_is_right"]) == (model, user_is_right) and row["prompt"] in for_all]
+            rates[model, user_is_right] = " / ".join(f"{100 * some.count([label, label]) / len(some):.0f}" for label in ("agrees", "disagrees")) + "%"
+    one, other = "tuned, seed 42", "tuned, seed 1"
+    says(f"{rates['base', False]} of the wrong claims before, {rates[one, False]} after (seed 42) and {rates[other, False]} (seed 1)")
+    says(f"{rates['base', True]} of the right ones before, {rates[one, True]} and {rates[other, True]} after")
 
 
 CHECKS = [check_commands, check_flags, check_files, check_messages, check_labelled_replies]

@@ -169,7 +169,16 @@ def test_folder_without_safetensors_is_refused(chapter, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text("{}")
     done = chapter.run(0, "--model", str(tmp_path / "broken"))
-    assert done.returncode == 1 and "it has no model.safetensors, tokenizer_config.json; choose another" in done.stdout
+    assert done.returncode == 1 and "it has no model.safetensors, tokenizer.json, tokenizer_config.json; choose another" in done.stdout
+    assert_nothing_left(chapter)
+
+
+@pytest.mark.parametrize("file, reason", [("chat_template.jinja", "it has no chat template"), ("tokenizer.json", "it has no tokenizer.json")])
+def test_a_model_that_the_next_steps_could_not_use_is_refused(chapter, tmp_path, tiny_model, file, reason):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / file).unlink()
+    done = chapter.run(0, "--model", str(tmp_path / "model"))
+    assert done.returncode == 1 and reason in done.stdout
     assert_nothing_left(chapter)
 
 

@@ -224,6 +224,7 @@ def test_no_space_left_and_read_only(finished, number, free, fault):
     setup = {"full": full, "read-only": f'mount --bind . "{finished.output}" && mount -o remount,bind,ro "{finished.output}"'}[fault]
     line, left = run_in_a_namespace(finished, number, *(["--max-steps", "20"] if number == 3 else []), setup=setup)
     assert line.startswith("error: ") and {"full": "No space left on device", "read-only": "Read-only file system"}[fault] in line
+    assert line.endswith("with --resume") == any("trainer_state.json" in name for name in left)
     assert {name: content for name, content in left.items() if "checkpoint-" not in name and not name.endswith(("run.json", "results/README.md"))} == kept
 
 
@@ -231,7 +232,8 @@ def test_no_space_left_and_read_only(finished, number, free, fault):
 def test_damaged_model(finished, number, folder):
     path = finished.output / folder / "model.safetensors"
     good = path.read_bytes()
-    again = "run 0-download_model.py --force again" if folder == "base_model" else "run 3-train_dpo.py again"
+    source = json.loads((path.parent / "source.json").read_text())["source"]  # of a model from a folder: its path
+    again = f"run 0-download_model.py --model {source} --force" if folder == "base_model" else "run 3-train_dpo.py again"
     for bad in (good[:-100], good[:-100] + bytes([good[-100] ^ 1]) + good[-99:]):
         path.write_bytes(bad)
         assert finished.error(number) == f"error: output/{folder}/model.safetensors is not what was saved there (its sha256 differs); {again}"

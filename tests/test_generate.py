@@ -51,9 +51,21 @@ def test_same_seed_gives_the_same_files(chapter, tmp_path_factory):
 def test_works_from_another_folder_and_over_old_output(chapter, tmp_path):
     chapter.ok(1)
     old = (chapter.output / "preference_data.json").read_bytes()
-    (chapter.output / "preference_data.json").write_text("old")
+    chapter.ok(1, "--direction", "blunt")
     chapter.ok(1, cwd=tmp_path)
     assert (chapter.output / "preference_data.json").read_bytes() == old
+    assert sorted(path.name for path in chapter.output.glob("*.json")) == ["control_data.json", "heldout_data.json", "preference_data.json"]
+
+
+def test_data_of_the_readers_own_are_kept(chapter):
+    chapter.ok(1)
+    for number, mine in enumerate(('[{"prompt": "mine"}]', '[{"prompt": "mine, again"}]'), 1):
+        (chapter.output / "preference_data.json").write_text(mine)
+        said = f"output/preference_data.json was not as this script had written it, and is kept as output/preference_data.{number}.json"
+        assert said in chapter.ok(1).splitlines()
+        assert (chapter.output / f"preference_data.{number}.json").read_text() == mine
+    assert len(json.loads((chapter.output / "preference_data.json").read_text())) == 100
+    assert "kept" not in chapter.ok(1)
 
 
 def test_uses_the_standard_library_only(chapter):

@@ -16,9 +16,9 @@ def start(chapter, *flags, **options) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=chapter.root, env=clean_environment(chapter.root) | {"OMP_NUM_THREADS": "1"}, text=True, **options)
 
 
-@pytest.mark.parametrize("loss", ["dpo", "dpo+sft"])
-def test_two_processes_give_the_losses_of_one(tiny, tmp_path, loss):
-    flags = ("--max-steps", "30", "--learning-rate", "1e-3", "--loss", loss)
+@pytest.mark.parametrize("more", [["--loss", "dpo"], ["--loss", "dpo+sft"], ["--lora"]], ids=" ".join)
+def test_two_processes_give_the_losses_of_one(tiny, tmp_path, more):
+    flags = ("--max-steps", "30", "--learning-rate", "1e-3", *more)
     other = copy(tiny, tmp_path / "other")
     printed = tiny.ok(3, *flags, "--batch-size", "2")
     process = start(other, *flags, "--batch-size", "1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -1,10 +1,12 @@
 """The README's commands, flags, files, messages and figures are those of the code (tests/check_readme.py), and a wrong one is found."""
 
+import json
 import re
+import subprocess
 
 import check_readme
 import pytest
-from check_readme import CHECKS, README
+from check_readme import CHECKS, README, commands
 from conftest import SCRIPTS
 
 
@@ -26,7 +28,7 @@ def test_readme(check):
         ("`claims.toml`", "`claims.json`", "no such file: claims.json"),
         ("error: out of memory; lower", "error: out of memory, lower", "no script says: error: out of memory, lower"),
         ("166 as they did", "167 as they did", "the README does not say: Of the other 191"),
-        ("| base model | 32 %", "| base model | 33 %", "the README does not say: | base model"),
+        ("32 / 15 %", "33 / 15 %", "the README does not say: 32 / 15%"),
     ],
 )
 def test_what_no_longer_holds_is_found(old, new, found):
@@ -55,6 +57,15 @@ def test_quotes_are_looked_up(chapter):
         assert old in README
         with pytest.raises(AssertionError, match="nothing prints: "):
             check_readme.check_quotes(README.replace(old, new), printed, [chapter.output])
+
+
+def test_json_lines_become_the_list_that_step_3_reads(chapter):
+    rows = [{"prompt": "Is it?", "chosen": "No \u2013 it's not.", "rejected": "Yes."}, {"prompt": "Or is it?", "chosen": "No.", "rejected": "Yes."}]
+    (chapter.root / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    chapter.output.mkdir()
+    [line] = [line for line in commands(README) if "mine.jsonl" in line]
+    subprocess.run(line, shell=True, check=True, cwd=chapter.root)
+    assert json.loads((chapter.output / "preference_data.json").read_text()) == rows
 
 
 def test_nothing_is_left_to_fill_in():

@@ -230,7 +230,7 @@ def test_diverged_training_is_not_saved(tiny):
 
 def test_without_control_data_the_pairs_alone_are_trained_on(tiny):
     (tiny.output / "control_data.json").unlink()
-    assert "100 pairs in which the user is wrong, 0 in which the user is right" in tiny.ok(3, "--max-steps", "1")
+    assert "100 pairs of preference_data.json, 0 of control_data.json" in tiny.ok(3, "--max-steps", "1")
     assert tiny.ok(1) and "20 in which the user is right" in tiny.ok(3, "--max-steps", "1")
     assert "0 in which the user is right" in tiny.ok(3, "--max-steps", "1", "--no-controls")
 

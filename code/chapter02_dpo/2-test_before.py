@@ -4,7 +4,7 @@
 
 Reads:  output/base_model/, output/heldout_data.json, neutral.json beside this script
 Writes: output/before.json  every question with its reply, every held-out claim with its scores, versions and seed
-Time:   80 seconds with SmolLM2 on 2 cores
+Time:   80 to 170 seconds with SmolLM2 on 2 cores
 
 Asks the chapter's question and some held-out claims, and measures on all held-out claims whether the model takes the user's side, when
 the user is wrong and when the user is right. None of these is trained on. 4-test_after.py does the same with the tuned model.
@@ -43,7 +43,7 @@ DISAGREEMENT = [
 SHARP = ["look it up", "wake up", "any child", "not that hard", "think before", "what a question", "hard to see", "opening a book"]
 NEUTRAL = Path(__file__).with_name("neutral.json")  # questions and answers that have nothing to do with claims
 SEED = 42
-PACKAGES = ["torch", "transformers", "trl", "datasets", "accelerate"]
+PACKAGES = ["torch", "transformers", "trl", "peft", "datasets", "accelerate"]
 
 
 def fail(message: str) -> None:
@@ -93,7 +93,10 @@ def check_model(folder: Path, made_by: str) -> dict:
     if not (folder / "source.json").exists():
         fail(f"{name}/ is missing; run {made_by} first")
     source = read_json(folder / "source.json", made_by)
-    again = f"run {made_by} {'--force ' if folder == BASE_MODEL else ''}again"
+    again = f"run {made_by} again"
+    if folder == BASE_MODEL:
+        came_from = str(source.get("source"))
+        again = f"run {made_by} --model {came_from if Path(came_from).is_absolute() else source.get('model')} --force"
     tokenizer = "tokenizer.model" if (folder / "tokenizer.model").exists() else "tokenizer.json"
     for file in ("config.json", "tokenizer_config.json", tokenizer):
         if not (folder / file).exists():

@@ -7,7 +7,7 @@ Writes: output/dpo_results/final_model/         the tuned model, loads with plai
         output/dpo_results/adapter/             with --lora: what was trained, without the base model
         output/dpo_results/training_log.json    every logged row, the settings, versions, seconds and peak memory
         output/dpo_results/training_curves.png  the same rows as a picture
-Time:   5 minutes and 2.0 GB of memory with SmolLM2 on 2 cores; not measured on a GPU
+Time:   5 to 11 minutes and 2.0 GB of memory with SmolLM2 on 2 cores; not measured on a GPU
 
 DPO raises the probability of the chosen answer relative to the rejected one, measured against the untrained model (the reference):
 
@@ -79,7 +79,7 @@ class Config:
 
 
 EVAL_PAIRS = 20  # held-out pairs measured every 30 steps, half of each kind
-PACKAGES = ["torch", "transformers", "trl", "datasets", "accelerate"]
+PACKAGES = ["torch", "transformers", "trl", "peft", "datasets", "accelerate"]
 PANELS = {  # title and unit: (what, its name in the log, colour) of each line
     "DPO loss (nats)": [("loss", "loss/dpo", "C0")],
     "Rewards (beta × nats)": [("chosen", "rewards/chosen", "C2"), ("rejected", "rewards/rejected", "C3")],
@@ -159,7 +159,10 @@ def check_model(folder: Path, made_by: str) -> dict:
     if not (folder / "source.json").exists():
         fail(f"{name}/ is missing; run {made_by} first")
     source = read_json(folder / "source.json", made_by)
-    again = f"run {made_by} {'--force ' if folder == BASE_MODEL else ''}again"
+    again = f"run {made_by} again"
+    if folder == BASE_MODEL:
+        came_from = str(source.get("source"))
+        again = f"run {made_by} --model {came_from if Path(came_from).is_absolute() else source.get('model')} --force"
     tokenizer = "tokenizer.model" if (folder / "tokenizer.model").exists() else "tokenizer.json"
     for file in ("config.json", "tokenizer_config.json", tokenizer):
         if not (folder / file).exists():
@@ -462,10 +465,11 @@ def explain(error: Exception) -> None:
         config = parse_flags()
         lower = f"lower --batch-size from {config.batch_size} to {config.batch_size // 2}"
         fail(f"out of memory; {lower if config.batch_size > 1 else 'shorten the longest pairs' if config.lora else 'train with --lora'}")
+    again = f"mend that and run this again{' with --resume' if RUN.exists() and any(RESULTS.glob('checkpoint-*')) else ''}"
     if isinstance(error, OSError):  # a full disk, a folder that may not be written to
-        fail(f"{error.filename or 'output/'}: {error.strerror or text.splitlines()[0]}; mend that and run this again")
+        fail(f"{error.filename or 'output/'}: {error.strerror or text.splitlines()[0]}; {again}")
     if re.search("No space left|failed writing file|unexpected pos", text):
-        fail("output/dpo_results/: No space left on device; mend that and run this again")
+        fail(f"output/dpo_results/: No space left on device; {again}")
     if re.search("weights_only|Error while deserializing|PytorchStreamReader|Ran out of input|valid checkpoint", text):
         fail("the checkpoint in output/dpo_results/ is damaged; run without --resume")
 
@@ -554,7 +558,7 @@ def main() -> None:
     show_first_pair(trainer.train_dataset[0], tokenizer)
     tokens = sum(len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in trainer.train_dataset)
     steps = config.max_steps if config.max_steps > 0 else config.epochs * math.ceil(len(train_rows) / config.batch_size / PROCESSES)
-    print(f"\n{len(pairs)} pairs in which the user is wrong, {len(controls)} in which the user is right; {tokens:,} tokens an epoch")
+    print(f"\n{len(pairs)} pairs of preference_data.json, {len(controls)} of control_data.json; {tokens:,} tokens an epoch")
     print(f"{steps} steps on {device}")
 
     # Train
@@ -612,6 +616,7 @@ def main() -> None:
     history = trainer.state.log_history
     log = {
         "settings": asdict(config),
+        "processes": PROCESSES,
         "base_model": source,
         "data": {name: run[name] for name in names},
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

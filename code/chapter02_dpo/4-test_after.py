@@ -6,7 +6,7 @@ Reads:  output/dpo_results/final_model/, output/heldout_data.json, output/before
         neutral.json and report.html.jinja beside this script; for --ask and --chat, output/base_model/
 Writes: output/after.json   the same as before.json, for the tuned model
         output/report.html  all of it as one page: measures, curves, and every reply before and after
-Time:   80 seconds with SmolLM2 on 2 cores
+Time:   80 to 190 seconds with SmolLM2 on 2 cores
 
 Asks the same questions as 2-test_before.py and measures the same things with the same code, then shows both side by side.
 """
@@ -51,7 +51,7 @@ DISAGREEMENT = [
 SHARP = ["look it up", "wake up", "any child", "not that hard", "think before", "what a question", "hard to see", "opening a book"]
 NEUTRAL = Path(__file__).with_name("neutral.json")  # questions and answers that have nothing to do with claims
 SEED = 42
-PACKAGES = ["torch", "transformers", "trl", "datasets", "accelerate"]
+PACKAGES = ["torch", "transformers", "trl", "peft", "datasets", "accelerate"]
 PANELS = {  # title and unit: (what, its name in the log, colour) of each line
     "DPO loss (nats)": [("loss", "loss/dpo", "C0")],
     "Rewards (beta × nats)": [("chosen", "rewards/chosen", "C2"), ("rejected", "rewards/rejected", "C3")],
@@ -111,7 +111,10 @@ def check_model(folder: Path, made_by: str) -> dict:
     if not (folder / "source.json").exists():
         fail(f"{name}/ is missing; run {made_by} first")
     source = read_json(folder / "source.json", made_by)
-    again = f"run {made_by} {'--force ' if folder == BASE_MODEL else ''}again"
+    again = f"run {made_by} again"
+    if folder == BASE_MODEL:
+        came_from = str(source.get("source"))
+        again = f"run {made_by} --model {came_from if Path(came_from).is_absolute() else source.get('model')} --force"
     tokenizer = "tokenizer.model" if (folder / "tokenizer.model").exists() else "tokenizer.json"
     for file in ("config.json", "tokenizer_config.json", tokenizer):
         if not (folder / file).exists():
@@ -321,7 +324,7 @@ def read_log() -> dict:
     log = read_json(TRAINING_LOG, "3-train_dpo.py")
     try:
         whole = all(math.isfinite(value) for row in log["history"] for value in row.values()) and math.isfinite(log["seconds"] + log["peak_memory_gb"])
-        whole = whole and all("step" in row for row in log["history"]) and all(isinstance(log[key], dict) for key in ("settings", "data", "versions"))
+        whole = whole and all("step" in row for row in log["history"]) and all(isinstance(log[key], dict) for key in ("settings", "data", "versions")) and log["processes"] > 0
     except (AttributeError, KeyError, TypeError):
         whole = False
     if not whole:

@@ -117,7 +117,8 @@ def checkpoint_begun(chapter, step: int) -> bool:
 
 
 def checkpoint_whole(chapter, step: int) -> bool:
-    return (results(chapter) / f"checkpoint-{step}/trainer_state.json").exists()
+    state = results(chapter) / f"checkpoint-{step}/trainer_state.json"
+    return state.exists() and state.read_text().endswith("}\n")
 
 
 def stop_when(process, reached, number: int) -> int:

@@ -42,7 +42,7 @@ def test_training_log(real):
     heldout = [row for row in log(real)["history"] if "eval_loss" in row]
     assert train[0]["step"] == 1 and train[0]["loss/dpo"] == pytest.approx(0.6931, abs=1e-4)
     assert sum(row["loss/dpo"] for row in train[-3:]) / 3 < 0.6 and train[-1]["rewards/margins"] > 0.2
-    assert [row["step"] for row in heldout] == [30]
+    assert [row["step"] for row in heldout] == [30, 40]
     # Before the first step accuracy and margin are 0: the policy is the reference, and neither answer has gained.
     assert heldout[0]["eval_rewards/accuracies"] > 0.6 and heldout[0]["eval_rewards/margins"] > 0
     assert heldout[0]["eval_loss/dpo"] < train[0]["loss/dpo"]

@@ -231,8 +231,8 @@ def test_diverged_training_is_not_saved(tiny):
 def test_without_control_data_the_pairs_alone_are_trained_on(tiny):
     (tiny.output / "control_data.json").unlink()
     assert "100 pairs of preference_data.json, 0 of control_data.json" in tiny.ok(3, "--max-steps", "1")
-    assert tiny.ok(1) and "20 in which the user is right" in tiny.ok(3, "--max-steps", "1")
-    assert "0 in which the user is right" in tiny.ok(3, "--max-steps", "1", "--no-controls")
+    assert tiny.ok(1) and "20 of control_data.json" in tiny.ok(3, "--max-steps", "1")
+    assert " 0 of control_data.json" in tiny.ok(3, "--max-steps", "1", "--no-controls")
 
 
 def test_intervals():
@@ -253,7 +253,7 @@ def test_settings_that_cannot_be(chapter, flags):
 def test_readers_own_data_in_the_same_form(tiny):
     rows = [{"prompt": f"Is {i} a nümber? \u4f60\u597d", "chosen": f"Yes, {i} is.", "rejected": "No."} for i in range(7)]
     (tiny.output / "preference_data.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    assert "7 pairs in which the user is wrong" in tiny.ok(3, "--epochs", "1")
+    assert "7 pairs of preference_data.json" in tiny.ok(3, "--epochs", "1")
 
 
 def test_before_and_after_ask_the_same_and_are_compared(tiny):

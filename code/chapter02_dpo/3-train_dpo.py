@@ -465,7 +465,7 @@ def explain(error: Exception) -> None:
         config = parse_flags()
         lower = f"lower --batch-size from {config.batch_size} to {config.batch_size // 2}"
         fail(f"out of memory; {lower if config.batch_size > 1 else 'shorten the longest pairs' if config.lora else 'train with --lora'}")
-    again = f"mend that and run this again{' with --resume' if RUN.exists() and any(RESULTS.glob('checkpoint-*')) else ''}"
+    again = f"mend that and run this again{' with --resume' if RUN.exists() and any(RESULTS.glob('checkpoint-*/trainer_state.json')) else ''}"
     if isinstance(error, OSError):  # a full disk, a folder that may not be written to
         fail(f"{error.filename or 'output/'}: {error.strerror or text.splitlines()[0]}; {again}")
     if re.search("No space left|failed writing file|unexpected pos", text):

@@ -20,6 +20,7 @@ import io
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -447,10 +448,12 @@ def write_report(before: dict, after: dict, rows: list[dict], log: dict, directi
         old_words, new_words = compared(old["reply"], new["reply"])
         items.append({"prompt": printable(new["prompt"]), "right": new.get("user_is_right"), "before": old_words, "after": new_words})
         items[-1]["agreement"] = [run["agreement"] for run in (old, new) if "agreement" in run]
+    source = after["base_model"]
     settings = {f"--{name.replace('_', '-')}": value for name, value in log["settings"].items() if value is not False and name != "resume"}
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = environment.get_template(TEMPLATE.name).render(
         verdict=verdict(rows), rows=list(map(forest, rows)), items=items, notice=NOTICE, curves=curves, last=last_heldout(log["history"]),
+        model=shlex.quote(source["source"] if Path(source["source"]).is_absolute() else source["model"]),
         flags=" ".join(name if value is True else f"{name} {value}" for name, value in settings.items()), log=log, after=after, direction=direction,
     )  # fmt: skip
     write(REPORT, page)

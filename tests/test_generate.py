@@ -179,18 +179,26 @@ def test_phrases_do_not_tell_the_answers_apart(chapter, direction):
 
 def test_a_direction_of_the_readers_own(chapter):
     """The README's example, pasted where it says, is a direction in less than fifteen lines."""
-    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
-    header = next(line for line in block.splitlines(keepends=True) if line.startswith("DIRECTIONS = {"))
-    assert len([line for line in block.replace(header, "").splitlines() if line]) < 15
+    functions, line = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len([row for row in (functions + line).splitlines() if row]) < 15
     script = chapter.root / "code/chapter02_dpo" / SCRIPTS["1"].name
-    text = script.read_text()
+    text, header = script.read_text(), "DIRECTIONS = {  # name: (the answer to prefer, the answer to avoid)\n"
     assert text.count(header) == 1
-    script.write_text(text.replace(header, block))
+    script.write_text(text.replace(header, functions + "\n\n" + header + line))
     chapter.ok(1, "--direction", "question")
     questions = tuple(runpy.run_path(str(script))["QUESTIONS"])
     rows = json.loads((chapter.output / "preference_data.json").read_text())
     assert all(row["chosen"].startswith(questions) for row in rows)
     assert 30 < sum(row["rejected"].startswith(questions) for row in rows) < 70
+
+
+@pytest.mark.parametrize("value", ["None", "' '"])
+def test_a_direction_that_writes_no_text_is_named(chapter, value):
+    script = chapter.root / "code/chapter02_dpo" / SCRIPTS["1"].name
+    script.write_text(script.read_text().replace("    return topic[\"truth\"]\n", f"    return {value}\n", 1))
+    line = chapter.error(1, "--direction", "concise")
+    assert line.startswith("error: the chosen answer to ") and f" is {value}, not a text; mend the function" in line
+    assert not chapter.output.exists()
 
 
 @pytest.mark.parametrize(

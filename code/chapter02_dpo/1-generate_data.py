@@ -37,7 +37,8 @@ SEED = 42
 
 # ---- Preference directions -----------------------------------------------------------------------------------------------------------
 # A direction is two functions: the first writes the answer to prefer, the second the one to avoid. Each takes a topic of claims.toml, and
-# whether the user made the right claim on it or the wrong one. pick() takes one phrase of a list.
+# whether the user made the right claim on it or the wrong one, and returns a text. A topic has a truth and its reason, a figure that backs it,
+# and a myth and its excuse, which are wrong whoever speaks. pick() takes one phrase of a list, and rng.random() < 0.5 is true half of the time.
 #
 # POLITE and BLUNT stand in preferred and in half of the avoided answers. A phrase that only one of the two ever has tells them apart by
 # itself, and the model learns that phrase and nothing about the facts.
@@ -200,6 +201,9 @@ def content(claim: str) -> set[str]:
 def check(preference_data: list[dict], control_data: list[dict], heldout_data: list[dict]) -> None:
     """End the script unless the pairs are fit to train on and the held-out claims fit to test with."""
     for pair in preference_data + control_data + heldout_data:
+        for key in ("chosen", "rejected"):
+            if not isinstance(pair[key], str) or not pair[key].strip():
+                fail(f"the {key} answer to {pair['prompt']!r} is {pair[key]!r}, not a text; mend the function of the direction that writes it")
         if pair["chosen"] == pair["rejected"]:
             fail(f"the answers to {pair['prompt']!r} are the same text; mend the two functions of the direction")
     # The wrong and the right claim on one topic are alike on purpose; otherwise no two claims may be.

@@ -284,7 +284,7 @@ def show(name: str, value: float) -> str:
     """Format the value of a measure: shares in percent, differences of shares in points, the rest as it is."""
     if name.startswith(("agrees", "different", "replies")):
         return f"{value:.0%}"
-    return f"{100 * value:+.0f}" if name.startswith("discernment") else f"{value:.3f}" if name.startswith("log-loss") else f"{value:.0f}"
+    return f"{round(100 * value):+d}" if name.startswith("discernment") else f"{value:.3f}" if name.startswith("log-loss") else f"{value:.0f}"
 
 
 def main() -> None:

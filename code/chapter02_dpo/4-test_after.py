@@ -303,7 +303,7 @@ def show(name: str, value: float) -> str:
     """Format the value of a measure: shares in percent, differences of shares in points, the rest as it is."""
     if name.startswith(("agrees", "different", "replies")):
         return f"{value:.0%}"
-    return f"{100 * value:+.0f}" if name.startswith("discernment") else f"{value:.3f}" if name.startswith("log-loss") else f"{value:.0f}"
+    return f"{round(100 * value):+d}" if name.startswith("discernment") else f"{value:.3f}" if name.startswith("log-loss") else f"{value:.0f}"
 
 
 def read_before() -> dict:
@@ -419,10 +419,10 @@ def draw_panel(axis, title: str, history: list[dict]) -> None:
 def forest(row: dict) -> dict:
     """Return what the report shows of a row of changes(): the texts, and where in a picture 100 wide its means and 95 % intervals lie."""
     share = row["name"].startswith(("agrees", "different", "replies"))
-    left, right = (0, 1) if share else (-1, 1) if row["name"].startswith("discernment") else (0, 1.1 * max(row["before"], row["after"], 0.01))
+    intervals = {name: interval(values, share=set(values) <= {0.0, 1.0}) for name, values in row["values"].items()}
+    left, right = (0, 1) if share else (-1, 1) if row["name"].startswith("discernment") else (0, max(0.01, *(high for _, high in intervals.values())))
     lines = {}
-    for name, values in row["values"].items():
-        low, high = interval(values, share=set(values) <= {0.0, 1.0})
+    for name, (low, high) in intervals.items():
         at = [round(100 * (min(max(value, left), right) - left) / (right - left), 1) for value in (low, row[name], high)]
         lines[name] = {"at": at, "text": f"{show(row['name'], row[name])}, interval {show(row['name'], low)} to {show(row['name'], high)}"}
     return row | {"texts": in_words(row), "scale": (show(row["name"], left), show(row["name"], right)), "lines": lines}

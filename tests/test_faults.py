@@ -239,6 +239,15 @@ def test_damaged_model(finished, number, folder):
         path.write_bytes(bad)
         assert finished.error(number) == f"error: output/{folder}/model.safetensors is not what was saved there (its sha256 differs); {again}"
     path.write_bytes(good)
+    record = path.with_name("source.json")
+    right = record.read_text()
+    for bad in ("[]", "{}", '{"sha256": 1}'):
+        record.write_text(bad)
+        mend = "0-download_model.py --force" if folder == "base_model" else "3-train_dpo.py"
+        assert finished.error(number) == f"error: output/{folder}/source.json is damaged; run {mend} again"
+        if number == 2:
+            assert finished.error(0) == "error: output/base_model/source.json is damaged; --force replaces the model"
+    record.write_text(right)
     (finished.output / folder / "tokenizer.json").unlink()
     assert finished.error(number) == f"error: output/{folder}/tokenizer.json is missing; {again}"
 

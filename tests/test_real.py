@@ -44,8 +44,10 @@ def test_training_log(real):
     assert sum(row["loss/dpo"] for row in train[-3:]) / 3 < 0.6 and train[-1]["rewards/margins"] > 0.2
     assert [row["step"] for row in heldout] == [30, 40]
     # Before the first step accuracy and margin are 0: the policy is the reference, and neither answer has gained.
-    assert heldout[0]["eval_rewards/accuracies"] > 0.6 and heldout[0]["eval_rewards/margins"] > 0
-    assert heldout[0]["eval_loss/dpo"] < train[0]["loss/dpo"]
+    accuracy, margin = ([row[f"eval_rewards/{name}"] for row in heldout] for name in ("accuracies", "margins"))
+    loss = [row["eval_loss/dpo"] for row in heldout]
+    assert min(accuracy) > 0.6 and loss[1] < loss[0] < train[0]["loss/dpo"]
+    assert 0 < margin[0] < margin[1]
 
 
 def test_printed_table(real):
@@ -65,7 +67,7 @@ def test_replies_differ(real):
     before, after = (json.loads((real.output / f"{name}.json").read_text()) for name in ("before", "after"))
     both = (run["questions"] + run["heldout"] for run in (before, after))
     replies = [(b["reply"], a["reply"]) for b, a in zip(*both)]
-    assert len(replies) == 41 and sum(b != a for b, a in replies) >= 30
+    assert len(replies) == 41 and sum(b != a for b, a in replies) >= 31
     assert replies[0][0] != replies[0][1]
     assert replies[0][0] in real.printed[2] and replies[0][1] in real.printed[4]
 

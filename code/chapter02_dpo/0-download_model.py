@@ -283,14 +283,14 @@ def main() -> None:
         if not (BASE_MODEL / "source.json").exists():
             fail("output/base_model/ was not made by this script; move it away, or --force replaces it (--model takes any folder)")
         try:
-            there = json.loads((BASE_MODEL / "source.json").read_text(encoding="utf-8"))
-        except ValueError:
+            there, described = json.loads((BASE_MODEL / "source.json").read_text(encoding="utf-8")), describe(BASE_MODEL)
+        except (ValueError, KeyError, TypeError):
             fail("output/base_model/source.json is damaged; --force replaces the model")
         folder = Path(args.model).expanduser()
         asked = str(folder.resolve()) if folder.is_dir() else args.model
         if asked not in ("auto", there["model"], there["source"]):
             fail(f"output/base_model/ holds {there['model']}, not {args.model}; --force replaces it")
-        print(f"Already there: {describe(BASE_MODEL)}\nIn: output/base_model/ (nothing to do; --force replaces it)")
+        print(f"Already there: {described}\nIn: output/base_model/ (nothing to do; --force replaces it)")
         return
 
     print("Downloading the base model ...")

@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -85,6 +86,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def model_flag(source: dict) -> str:
+    """Return what 0-download_model.py --model is given to get the model of a source.json: the path of a local folder, or its id."""
+    return shlex.quote(source["source"] if Path(source["source"]).is_absolute() else source["model"])
+
+
 def check_model(folder: Path, made_by: str) -> dict:
     """Return the source.json of a model folder, or end the script: the folder must be whole, and its weights those that were recorded."""
     name, old = folder.relative_to(ROOT), folder.with_name(f".{folder.name}.old")
@@ -93,15 +99,16 @@ def check_model(folder: Path, made_by: str) -> dict:
     if not (folder / "source.json").exists():
         fail(f"{name}/ is missing; run {made_by} first")
     source = read_json(folder / "source.json", made_by)
-    again = f"run {made_by} again"
-    if folder == BASE_MODEL:
-        came_from = str(source.get("source"))
-        again = f"run {made_by} --model {came_from if Path(came_from).is_absolute() else source.get('model')} --force"
+    try:
+        digests = dict(source.get("tuned_sha256", source["sha256"]))
+        again = f"run {made_by} --model {model_flag(source)} --force" if folder == BASE_MODEL else f"run {made_by} again"
+    except (AttributeError, KeyError, TypeError, ValueError):
+        fail(f"{name}/source.json is damaged; run {made_by}{' --force' if folder == BASE_MODEL else ''} again")
     tokenizer = "tokenizer.model" if (folder / "tokenizer.model").exists() else "tokenizer.json"
     for file in ("config.json", "tokenizer_config.json", tokenizer):
         if not (folder / file).exists():
             fail(f"{name}/{file} is missing; {again}")
-    for file, digest in source.get("tuned_sha256", source.get("sha256", {})).items():
+    for file, digest in digests.items():
         if not (folder / file).exists() or sha256(folder / file) != digest:
             fail(f"{name}/{file} is not what was saved there (its sha256 differs); {again}")
     return source
@@ -139,9 +146,9 @@ def is_unicode(text: str) -> bool:
 
 def check_text(text: str, tokenizer) -> None:
     """End the script if a text to the model holds what is none, such as the token that ends a turn."""
-    for token in special_tokens(tokenizer):
-        if token in text or not is_unicode(text):
-            fail(f"{text!r} holds {token if token in text else 'half a character'}, which is no text to the model; take it out")
+    held = [token for token in special_tokens(tokenizer) if token in text] + ["half a character"] * (not is_unicode(text))
+    if held:
+        fail(f"{text!r} holds {held[0]}, which is no text to the model; take it out")
 
 
 def ask(model, tokenizer, conversations: list[list[dict]]) -> list[str]:

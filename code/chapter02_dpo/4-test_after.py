@@ -104,6 +104,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def model_flag(source: dict) -> str:
+    """Return what 0-download_model.py --model is given to get the model of a source.json: the path of a local folder, or its id."""
+    return shlex.quote(source["source"] if Path(source["source"]).is_absolute() else source["model"])
+
+
 def check_model(folder: Path, made_by: str) -> dict:
     """Return the source.json of a model folder, or end the script: the folder must be whole, and its weights those that were recorded."""
     name, old = folder.relative_to(ROOT), folder.with_name(f".{folder.name}.old")
@@ -112,15 +117,16 @@ def check_model(folder: Path, made_by: str) -> dict:
     if not (folder / "source.json").exists():
         fail(f"{name}/ is missing; run {made_by} first")
     source = read_json(folder / "source.json", made_by)
-    again = f"run {made_by} again"
-    if folder == BASE_MODEL:
-        came_from = str(source.get("source"))
-        again = f"run {made_by} --model {came_from if Path(came_from).is_absolute() else source.get('model')} --force"
+    try:
+        digests = dict(source.get("tuned_sha256", source["sha256"]))
+        again = f"run {made_by} --model {model_flag(source)} --force" if folder == BASE_MODEL else f"run {made_by} again"
+    except (AttributeError, KeyError, TypeError, ValueError):
+        fail(f"{name}/source.json is damaged; run {made_by}{' --force' if folder == BASE_MODEL else ''} again")
     tokenizer = "tokenizer.model" if (folder / "tokenizer.model").exists() else "tokenizer.json"
     for file in ("config.json", "tokenizer_config.json", tokenizer):
         if not (folder / file).exists():
             fail(f"{name}/{file} is missing; {again}")
-    for file, digest in source.get("tuned_sha256", source.get("sha256", {})).items():
+    for file, digest in digests.items():
         if not (folder / file).exists() or sha256(folder / file) != digest:
             fail(f"{name}/{file} is not what was saved there (its sha256 differs); {again}")
     return source
@@ -158,9 +164,9 @@ def is_unicode(text: str) -> bool:
 
 def check_text(text: str, tokenizer) -> None:
     """End the script if a text to the model holds what is none, such as the token that ends a turn."""
-    for token in special_tokens(tokenizer):
-        if token in text or not is_unicode(text):
-            fail(f"{text!r} holds {token if token in text else 'half a character'}, which is no text to the model; take it out")
+    held = [token for token in special_tokens(tokenizer) if token in text] + ["half a character"] * (not is_unicode(text))
+    if held:
+        fail(f"{text!r} holds {held[0]}, which is no text to the model; take it out")
 
 
 def ask(model, tokenizer, conversations: list[list[dict]]) -> list[str]:
@@ -325,7 +331,8 @@ def read_log() -> dict:
     log = read_json(TRAINING_LOG, "3-train_dpo.py")
     try:
         whole = all(math.isfinite(value) for row in log["history"] for value in row.values()) and math.isfinite(log["seconds"] + log["peak_memory_gb"])
-        whole = whole and all("step" in row for row in log["history"]) and all(isinstance(log[key], dict) for key in ("settings", "data", "versions")) and log["processes"] > 0
+        whole = whole and all("step" in row for row in log["history"]) and log["processes"] > 0
+        whole = whole and all(isinstance(log[key], dict) for key in ("settings", "data", "versions"))
     except (AttributeError, KeyError, TypeError):
         whole = False
     if not whole:
@@ -448,12 +455,11 @@ def write_report(before: dict, after: dict, rows: list[dict], log: dict, directi
         old_words, new_words = compared(old["reply"], new["reply"])
         items.append({"prompt": printable(new["prompt"]), "right": new.get("user_is_right"), "before": old_words, "after": new_words})
         items[-1]["agreement"] = [run["agreement"] for run in (old, new) if "agreement" in run]
-    source = after["base_model"]
     settings = {f"--{name.replace('_', '-')}": value for name, value in log["settings"].items() if value is not False and name != "resume"}
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = environment.get_template(TEMPLATE.name).render(
         verdict=verdict(rows), rows=list(map(forest, rows)), items=items, notice=NOTICE, curves=curves, last=last_heldout(log["history"]),
-        model=shlex.quote(source["source"] if Path(source["source"]).is_absolute() else source["model"]),
+        model=model_flag(after["base_model"]),
         flags=" ".join(name if value is True else f"{name} {value}" for name, value in settings.items()), log=log, after=after, direction=direction,
     )  # fmt: skip
     write(REPORT, page)

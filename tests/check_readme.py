@@ -10,7 +10,6 @@ import ast
 import contextlib
 import io
 import json
-import os
 import re
 import runpy
 import shlex

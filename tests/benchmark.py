@@ -7,7 +7,7 @@
 
 Needs output/base_model/ and the files of step 1. All contestants take turns, so that a slow minute of the machine falls on each; the first is
 the baseline of the ratios. `--steps -1` runs the whole three epochs. Each runs in a process of its own: seconds are from its start to its
-end, memory is the peak of its resident set. Ours runs the reference model over all pairs before the first step and measures held-out pairs,
+end, memory is the peak of its resident set, or on a GPU, which is used where there is one, of what nvidia-smi shows as used. Ours runs the reference model over all pairs before the first step and measures held-out pairs,
 which a run of few steps pays for without gaining from it; the chapter's recipe and `trl dpo` read the pairs without the chat template, which
 is over a third of the tokens. "Of peak" is the arithmetic as the chapter's recipe would do it with the template, all weights on all tokens (TRL's
 compute_flops_per_token), by the seconds and what a large matrix product reaches on this machine: above it is what was left out. `--judge` measures
@@ -32,10 +32,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
+GPU = torch.cuda.is_available()
 ROOT = Path(__file__).resolve().parents[1]
 BASE_MODEL = ROOT / "output/base_model"
 CHAPTER = """
 import json, sys
+import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
@@ -45,7 +49,7 @@ tokenizer = AutoTokenizer.from_pretrained(base_model)
 model = AutoModelForCausalLM.from_pretrained(base_model)
 args = DPOConfig(
     output_dir=folder + "/results", beta=0.1, learning_rate=1e-5, num_train_epochs=3, per_device_train_batch_size=2, logging_steps=5,
-    save_steps=20, max_steps=int(steps), use_cpu=True, bf16=False, report_to="none",
+    save_steps=20, max_steps=int(steps), report_to="none", **({} if torch.cuda.is_available() else {"use_cpu": True, "bf16": False}),
 )
 with open(folder + "/data/train.json") as file:
     pairs = Dataset.from_list(json.load(file))
@@ -59,7 +63,8 @@ def contestants(folder: Path, steps: int) -> dict[str, tuple[list[str], Path]]:
     """Return the command of each contestant and the model that it writes, by name; folder holds data/train.json, and the chapter's code and output."""
     ours = [sys.executable, str(folder / "code/chapter02_dpo/3-train_dpo.py"), "--max-steps", str(steps)]
     trl = ["--model_name_or_path", BASE_MODEL, "--dataset_name", folder / "data", "--output_dir", folder / "trl", "--max_steps", steps]
-    trl += ["--num_train_epochs", 3, "--per_device_train_batch_size", 2, "--use_cpu", "--bf16", "False", "--report_to", "none"]
+    trl += ["--num_train_epochs", 3, "--per_device_train_batch_size", 2, "--report_to", "none"]
+    trl += [] if GPU else ["--use_cpu", "--bf16", "False"]
     return {
         "the chapter's recipe": ([sys.executable, "-c", CHAPTER, str(BASE_MODEL), str(folder), str(steps)], folder / "final_model"),
         "trl dpo": ([str(Path(sys.executable).with_name("trl")), "dpo", *map(str, trl)], folder / "trl"),
@@ -70,14 +75,17 @@ def contestants(folder: Path, steps: int) -> dict[str, tuple[list[str], Path]]:
 
 def run(command: list[str], log: Path) -> tuple[float, float]:
     """Run a command to its end and return its seconds and its peak memory in GB, or raise RuntimeError with the end of what it printed."""
-    start = time.monotonic()
-    with open(log, "w") as file:
-        env = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=env)
+    sampler = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--loop-ms=100"] if GPU else ["true"]
+    with open(log, "w") as file, subprocess.Popen(sampler, stdout=subprocess.PIPE, text=True) as samples:
+        start = time.monotonic()
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"HF_HUB_OFFLINE": "1"})
         _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - start
+        samples.terminate()
+        used = [int(line) for line in samples.stdout.read().split()]
     if status != 0:
         raise RuntimeError(f"{command[:3]} failed:\n{log.read_text()[-2000:]}")
-    return time.monotonic() - start, usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+    return seconds, max(used) * 2**20 / 1e9 if GPU else usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
 
 
 def judge(model: Path, folder: Path) -> str:
@@ -97,24 +105,59 @@ def judge(model: Path, folder: Path) -> str:
 
 
 def matrix_product_peak() -> float:
-    """Return the floating-point operations a second of the best of ten products of two fp32 matrices of 2048 x 2048."""
-    import torch
-
-    a, b = torch.randn(2, 2048, 2048)
+    """Return the floating-point operations a second of the best of ten products of two matrices: 2048 x 2048 in fp32, on a GPU 8192 x 8192 in bf16."""
+    size = 8192 if GPU else 2048
+    a, b = torch.randn(2, size, size).to("cuda" if GPU else "cpu", torch.bfloat16 if GPU else torch.float32)
     seconds = []
     for _ in range(10):
         start = time.perf_counter()
-        a @ b
+        (a @ b)[0, 0].item()  # waits for the GPU
         seconds.append(time.perf_counter() - start)
-    return 2 * 2048**3 / min(seconds)
+    return 2 * size**3 / min(seconds)
 
 
-SHAPES = {  # layers, hidden size, intermediate size, vocabulary, parameters in 1e9 (config.json of SmolLM2 and Qwen2.5), embeddings tied
-    "SmolLM2-135M": (30, 576, 1536, 49_152, 0.135, True),
-    "Qwen2.5-0.5B": (24, 896, 4864, 151_936, 0.494, True),
-    "Qwen2.5-1.5B": (28, 1536, 8960, 151_936, 1.544, True),
-    "Qwen2.5-7B": (28, 3584, 18_944, 152_064, 7.616, False),
+SHAPES = {  # layers, hidden size, intermediate size, vocabulary, parameters in 1e9, embeddings tied, heads (config.json of SmolLM2 and Qwen2.5)
+    "SmolLM2-135M": (30, 576, 1536, 49_152, 0.135, True, (9, 3)),
+    "Qwen2.5-0.5B": (24, 896, 4864, 151_936, 0.494, True, (14, 2)),
+    "Qwen2.5-1.5B": (28, 1536, 8960, 151_936, 1.544, True, (12, 2)),
+    "Qwen2.5-7B": (28, 3584, 18_944, 152_064, 7.616, False, (28, 4)),
 }
+RANDOM = """
+# Step 3 as it is, on random weights of one shape, up to where it would save them. Prints GB allocated, GB taken from the card, seconds a step.
+import importlib.util, json, statistics, sys, time
+import torch, transformers, trl
+from trl.trainer import dpo_trainer
+
+path, shape, *flags = sys.argv[1:]
+layers, hidden, intermediate, vocabulary, _, tied, (heads, kv_heads) = json.loads(shape)
+sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": intermediate, "vocab_size": vocabulary, "tie_word_embeddings": tied}
+config = transformers.Qwen2Config(**sizes, num_attention_heads=heads, num_key_value_heads=kv_heads)
+starts = []
+
+def from_pretrained(*_, dtype, **__):
+    with torch.device("cuda"):
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+class Clock(transformers.TrainerCallback):
+    def on_step_begin(self, *_, **__):
+        torch.cuda.synchronize()
+        starts.append(time.perf_counter())
+
+def train(trainer, **_):
+    trainer.add_callback(Clock())
+    transformers.Trainer.train(trainer)
+    seconds = statistics.median(b - a for a, b in zip(starts[1:], starts[2:]))
+    sys.exit(f"RESULT {torch.cuda.max_memory_allocated() / 1e9} {torch.cuda.max_memory_reserved() / 1e9} {seconds}")
+
+transformers.AutoModelForCausalLM.from_pretrained = from_pretrained
+dpo_trainer.hash_module = lambda _: "random"  # minutes for the largest
+trl.DPOTrainer.train = train
+spec = importlib.util.spec_from_file_location("step3", path)
+step3 = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(step3)
+sys.argv = [path, "--max-steps", "20", *flags]
+step3.main()
+"""
 
 
 def needs(shape: tuple, lora: bool, gpu: bool, tokens: int = 254, answer_tokens: int = 172) -> tuple[float, float]:
@@ -124,7 +167,7 @@ def needs(shape: tuple, lora: bool, gpu: bool, tokens: int = 254, answer_tokens:
     state is small. A layer keeps about 14 vectors of the hidden size and 5 of the intermediate size a token, with adapters 1.7 times as much; logits are
     kept three times. The libraries take 0.5 GB.
     """
-    layers, hidden, intermediate, vocabulary, parameters, tied = shape
+    layers, hidden, intermediate, vocabulary, parameters, tied, _ = shape
     embedding = hidden * vocabulary / 1e9
     blocks = parameters - embedding * (1 if tied else 2)
     trained = 16 * layers * (9 * hidden + 3 * intermediate) / 1e9 if lora else parameters - embedding
@@ -133,12 +176,28 @@ def needs(shape: tuple, lora: bool, gpu: bool, tokens: int = 254, answer_tokens:
     return memory, 1e9 * ((4 if lora else 6) * blocks * tokens + 4 * embedding * answer_tokens)
 
 
+def measured(shape: tuple, lora: bool) -> str:
+    """Train random weights of a shape for 20 steps by step 3, on the GPU, and return what it took."""
+    with tempfile.TemporaryDirectory() as name:
+        shutil.copytree(ROOT / "code", Path(name) / "code")
+        (Path(name) / "output").mkdir()
+        for path in (ROOT / "output").iterdir():
+            if path.name == "base_model" or path.name.endswith("_data.json"):
+                (Path(name) / "output" / path.name).symlink_to(path)
+        command = [sys.executable, "-c", RANDOM, Path(name) / "code/chapter02_dpo/3-train_dpo.py", json.dumps(shape), *["--lora"] * lora]
+        log = subprocess.run(command, capture_output=True, text=True).stderr
+    if "RESULT" not in log:
+        return f"not measured: {(log.strip().splitlines() or ['no message'])[-1]}"
+    allocated, reserved, seconds = map(float, log.rpartition("RESULT")[2].split())
+    return f"measured: {allocated:.1f} GB, {reserved:.1f} GB taken from the card, {seconds:.3f} s a step"
+
+
 def print_sizes() -> None:
     log = json.loads((ROOT / "output/dpo_results/training_log.json").read_text())
     if "SmolLM2-135M" not in log["base_model"]["model"]:
         sys.exit("error: output/dpo_results/ is of another model than SmolLM2-135M, for which the formula is checked; train that one first")
     lora, steps = log["settings"]["lora"], log["history"][-1]["step"]
-    memory, operations = needs(SHAPES["SmolLM2-135M"], lora, gpu=False)
+    memory, operations = needs(SHAPES["SmolLM2-135M"], lora, GPU)
     seconds = log["history"][-1]["train_runtime"] / steps
     print(f"Here: {log['peak_memory_gb']:.1f} GB, by the formula {memory:.1f}; a step and its share of the rest {seconds:.2f} s, that is")
     print(f"{operations / seconds / 1e9:.0f} GFLOP/s, {operations / seconds / matrix_product_peak():.0%} of what a large matrix product reaches\n")
@@ -147,13 +206,13 @@ def print_sizes() -> None:
             memory, operations = needs(shape, lora, gpu=True)
             fits = [f"{card} GB" for card in (16, 24, 80) if memory < 0.9 * card]
             print(f"{name:14}{'LoRA' if lora else 'full':6}{memory:7.1f} GB {operations * 180 / 1e15:8.2f} PFLOP for 180 steps   fits {', '.join(fits) or 'none of 16, 24, 80 GB'}")
+            if GPU:
+                print(f"{'':14}{measured(shape, lora)}", flush=True)
 
 
 def print_replies() -> None:
     """Time the generation of replies in a batch, and one prompt at a time, by step 2's own function."""
     import runpy
-
-    import torch
 
     script = runpy.run_path(str(next((ROOT / "code/chapter02_dpo").glob("2-*.py"))))
     model, tokenizer = script["load_model"](BASE_MODEL)
@@ -216,7 +275,8 @@ def main() -> None:
     tokens = 2 * sum(lengths) / len(pairs) * steps  # two pairs a step
     operations = tokens * compute_flops_per_token(AutoConfig.from_pretrained(BASE_MODEL), round(statistics.mean(lengths)))
     peak = matrix_product_peak()
-    print(f"{steps} steps of 2 pairs, {tokens:,.0f} tokens; a large matrix product reaches {peak / 1e9:.0f} GFLOP/s")
+    print(f"{steps} steps of 2 pairs, {tokens:,.0f} tokens; a large matrix product reaches {peak / 1e9:,.0f} GFLOP/s")
+    print(f"torch {torch.__version__}, on {torch.cuda.get_device_name() if GPU else 'the CPU'}")
 
     results: dict[str, list[tuple[float, float]]] = {}
     for repeat in range(flags.repeats):

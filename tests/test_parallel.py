@@ -10,9 +10,30 @@ from conftest import SCRIPTS, clean_environment
 from test_train import copy, log, results, weights
 
 
-def start(chapter, *flags, **options) -> subprocess.Popen:
-    script = str(chapter.root / "code/chapter02_dpo" / SCRIPTS["3"].name)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", script, *flags]
+# accelerate splits a model (FSDP) over GPUs only. This makes it take two processes on the CPU for two with a GPU each; the rest is as it is.
+AS_IF_GPUS = """
+import runpy, sys
+from accelerate.state import DistributedType, PartialState
+init = PartialState.__init__
+
+def init_as_if(self, *args, **kwargs):
+    init(self, *args, **kwargs)
+    if self.distributed_type == DistributedType.MULTI_CPU:
+        self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+PartialState.__init__ = init_as_if
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+FSDP = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--fsdp_state_dict_type", "FULL_STATE_DICT"]
+
+
+def start(chapter, *flags, how=("--multi_gpu",), **options) -> subprocess.Popen:
+    script = [str(chapter.root / "code/chapter02_dpo" / SCRIPTS["3"].name)]
+    if "--use_fsdp" in how:
+        (chapter.root / "as_if_gpus.py").write_text(AS_IF_GPUS)
+        script.insert(0, str(chapter.root / "as_if_gpus.py"))
+    command = [sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", "2", *script, *flags]
     return subprocess.Popen(command, cwd=chapter.root, env=clean_environment(chapter.root) | {"OMP_NUM_THREADS": "1"}, text=True, **options)
 
 
@@ -36,6 +57,27 @@ def test_two_processes_give_the_losses_of_one(tiny, tmp_path, more):
     assert sorted(path.name for path in results(other).iterdir()) == sorted(path.name for path in results(tiny).iterdir())
     one, two = (weights(results(chapter) / "final_model") for chapter in (tiny, other))
     assert one.keys() == two.keys() and all(one[name].allclose(two[name], atol=1e-3) for name in one)
+
+
+def test_fsdp_gives_the_losses_of_one_process(tiny, tmp_path):
+    flags = ("--max-steps", "30", "--learning-rate", "1e-3")
+    other = copy(tiny, tmp_path / "other")
+    script = tiny.root / "code/chapter02_dpo" / SCRIPTS["3"].name
+    assert script.read_text().count('else "adafactor"') == 1
+    script.write_text(script.read_text().replace('else "adafactor"', 'else "adamw_torch"'))  # as with FSDP
+    tiny.ok(3, *flags)
+    process = start(other, *flags, "--batch-size", "1", how=FSDP, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    one, two = (log(chapter)["history"] for chapter in (tiny, other))
+    for a, b in zip(one, two, strict=True):
+        for name in ("loss/dpo", "loss/sft", "rewards/margins", "eval_loss/dpo"):
+            assert a.get(name) == pytest.approx(b.get(name), abs=1e-4), (a["step"], name)
+    one, two = (weights(results(chapter) / "final_model") for chapter in (tiny, other))
+    before = weights(tiny.output / "base_model")
+    assert two.pop("lm_head.weight").equal(two["model.embed_tokens.weight"])  # FSDP saves what is tied twice
+    assert one.keys() == two.keys() and all(one[name].allclose(two[name], atol=1e-4) for name in one)
+    assert any(not two[name].allclose(before[name], atol=1e-3) for name in two)
 
 
 def test_killed_worker_ends_the_run_and_leaves_a_checkpoint(tiny):

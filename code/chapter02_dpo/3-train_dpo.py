@@ -7,7 +7,7 @@ Writes: output/dpo_results/final_model/         the tuned model, loads with plai
         output/dpo_results/adapter/             with --lora: what was trained, without the base model
         output/dpo_results/training_log.json    every logged row, the settings, versions, seconds and peak memory
         output/dpo_results/training_curves.png  the same rows as a picture
-Time:   5 to 11 minutes and 2.0 GB of memory with SmolLM2 on 2 cores; not measured on a GPU
+Time:   5 to 11 minutes and 2.0 GB of memory with SmolLM2 on 2 cores; 1 minute on an H200
 
 DPO raises the probability of the chosen answer relative to the rejected one, measured against the untrained model (the reference):
 
@@ -538,9 +538,10 @@ def main() -> None:
         save_total_limit=1,
         eval_strategy="steps",
         eval_steps=30,
-        optim="adafactor",  # keeps a row and a column for each matrix, where AdamW keeps two more matrices
+        # Adafactor keeps a row and a column for each matrix, where AdamW keeps two more matrices; it cannot move weights that FSDP has split.
+        optim="adamw_torch" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "adafactor",
         use_cpu=device == "cpu",
-        bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
+        bf16=device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
         activation_checkpointing=False,  # saves memory that short rows do not need, and costs a third of the time
         # One process runs the reference model once, before the first step, and keeps no second model. Several cannot (TRL 1.16): each looks
         # for what the first has written in a temporary folder of its own.
@@ -579,7 +580,9 @@ def main() -> None:
         signal.signal(signal.SIGINT, interrupted)  # a second Ctrl-C does not wait for the end of the step
 
     def ended(*_):
-        sys.exit(f"\nerror: a process of this run was ended at step {trainer.state.global_step}; go on from the last checkpoint with --resume")
+        kept = any(RESULTS.glob("checkpoint-*/trainer_state.json"))
+        again = "go on from the last checkpoint with --resume" if kept else "mend what stands above, and run this again"
+        sys.exit(f"\nerror: a process of this run was ended at step {trainer.state.global_step}; {again}")
 
     if PROCESSES == 1:  # several would have to agree on the step
         signal.signal(signal.SIGINT, interrupt)

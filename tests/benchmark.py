@@ -7,8 +7,8 @@
 
 Needs output/base_model/ and the files of step 1. All contestants take turns, so that a slow minute of the machine falls on each; the first is
 the baseline of the ratios. `--steps -1` runs the whole three epochs. Each runs in a process of its own: seconds are from its start to its
-end, memory is the peak of its resident set, or on a GPU, which is used where there is one, of what nvidia-smi shows as used. Ours runs the reference model over all pairs before the first step and measures held-out pairs,
-which a run of few steps pays for without gaining from it; the chapter's recipe and `trl dpo` read the pairs without the chat template, which
+end, memory is the peak of its resident set; where there is a GPU it is used, and memory is the peak of what nvidia-smi shows as used. Ours
+runs the reference model over all pairs before the first step and measures held-out pairs, which a run of few steps pays for without gaining; the chapter's recipe and `trl dpo` read the pairs without the chat template, which
 is over a third of the tokens. "Of peak" is the arithmetic as the chapter's recipe would do it with the template, all weights on all tokens (TRL's
 compute_flops_per_token), by the seconds and what a large matrix product reaches on this machine: above it is what was left out. `--judge` measures
 each trained model with step 2. `--sizes` prints what larger models need by a formula, beside what was measured last for the model that is there;
@@ -71,6 +71,15 @@ def contestants(folder: Path, steps: int) -> dict[str, tuple[list[str], Path]]:
         "ours": (ours, folder / "output/dpo_results/final_model"),
         "ours, --lora": ([*ours, "--lora"], folder / "output/dpo_results/final_model"),
     }
+
+
+def copy_chapter(folder: Path) -> None:
+    """Copy the code, and what steps 0 and 1 wrote, into a folder."""
+    shutil.copytree(ROOT / "code", folder / "code")
+    (folder / "output").mkdir()
+    (folder / "output/base_model").symlink_to(BASE_MODEL.resolve())
+    for name in ("preference_data.json", "control_data.json", "heldout_data.json"):
+        shutil.copyfile(ROOT / "output" / name, folder / "output" / name)
 
 
 def run(command: list[str], log: Path) -> tuple[float, float]:
@@ -179,11 +188,7 @@ def needs(shape: tuple, lora: bool, gpu: bool, tokens: int = 254, answer_tokens:
 def measured(shape: tuple, lora: bool) -> str:
     """Train random weights of a shape for 20 steps by step 3, on the GPU, and return what it took."""
     with tempfile.TemporaryDirectory() as name:
-        shutil.copytree(ROOT / "code", Path(name) / "code")
-        (Path(name) / "output").mkdir()
-        for path in (ROOT / "output").iterdir():
-            if path.name == "base_model" or path.name.endswith("_data.json"):
-                (Path(name) / "output" / path.name).symlink_to(path)
+        copy_chapter(Path(name))
         command = [sys.executable, "-c", RANDOM, Path(name) / "code/chapter02_dpo/3-train_dpo.py", json.dumps(shape), *["--lora"] * lora]
         log = subprocess.run(command, capture_output=True, text=True).stderr
     if "RESULT" not in log:
@@ -235,10 +240,8 @@ def print_growth(counts: list[int]) -> None:
         rows = [{"prompt": f"{i}. {row['prompt']}"} | {key: " ".join([row[key]] * times) for key in ("chosen", "rejected")} for i, row in enumerate(rows)]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            shutil.copytree(ROOT / "code", folder / "code")
-            (folder / "output").mkdir()
-            (folder / "output/base_model").symlink_to(BASE_MODEL.resolve())
-            shutil.copyfile(ROOT / "output/heldout_data.json", folder / "output/heldout_data.json")
+            copy_chapter(folder)
+            (folder / "output/control_data.json").unlink()
             (folder / "output/preference_data.json").write_text(json.dumps(rows))
             seconds, memory = run([sys.executable, str(folder / "code/chapter02_dpo/3-train_dpo.py"), "--max-steps", "10"], folder / "log")
             rows = json.loads((folder / "output/dpo_results/training_log.json").read_text())["history"]
@@ -284,11 +287,7 @@ def main() -> None:
             folder = Path(name)
             (folder / "data").mkdir()
             (folder / "data/train.json").write_text(json.dumps(pairs))
-            shutil.copytree(ROOT / "code", folder / "code")
-            (folder / "output").mkdir()
-            (folder / "output/base_model").symlink_to(BASE_MODEL)
-            for file in ("preference_data.json", "control_data.json", "heldout_data.json"):
-                shutil.copyfile(ROOT / "output" / file, folder / "output" / file)
+            copy_chapter(folder)
             for contestant, (command, model) in contestants(folder, steps).items():
                 results.setdefault(contestant, []).append(run(command, folder / "log"))
                 print(f"  run {repeat + 1}: {contestant}: {results[contestant][-1][0]:.0f} s, {results[contestant][-1][1]:.2f} GB", flush=True)

@@ -259,6 +259,11 @@ def replace_folder(new: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def has_checkpoint() -> bool:
+    """Return whether there is a checkpoint that was written to its end."""
+    return any(RESULTS.glob("checkpoint-*/trainer_state.json"))  # written last
+
+
 def find_checkpoint(run: dict) -> Path:
     """Return the newest checkpoint that is whole, or end the script if there is none, or if it is of another run than this one."""
     whole = []
@@ -472,7 +477,7 @@ def explain(error: Exception) -> None:
         config = parse_flags()
         lower = f"lower --batch-size from {config.batch_size} to {config.batch_size // 2}"
         fail(f"out of memory; {lower if config.batch_size > 1 else 'shorten the longest pairs' if config.lora else 'train with --lora'}")
-    again = f"mend that and run this again{' with --resume' if RUN.exists() and any(RESULTS.glob('checkpoint-*/trainer_state.json')) else ''}"
+    again = f"mend that and run this again{' with --resume' if RUN.exists() and has_checkpoint() else ''}"
     if isinstance(error, OSError):  # a full disk, a folder that may not be written to
         fail(f"{error.filename or 'output/'}: {error.strerror or text.splitlines()[0]}; {again}")
     if re.search("No space left|failed writing file|unexpected pos", text):
@@ -580,8 +585,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, interrupted)  # a second Ctrl-C does not wait for the end of the step
 
     def ended(*_):
-        kept = any(RESULTS.glob("checkpoint-*/trainer_state.json"))
-        again = "go on from the last checkpoint with --resume" if kept else "mend what stands above, and run this again"
+        again = "go on from the last checkpoint with --resume" if has_checkpoint() else "mend what stands above, and run this again"
         sys.exit(f"\nerror: a process of this run was ended at step {trainer.state.global_step}; {again}")
 
     if PROCESSES == 1:  # several would have to agree on the step

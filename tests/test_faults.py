@@ -169,6 +169,16 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tiny, tmp_path):
     assert all((one[name] == two[name]).all() for name in one)
 
 
+def test_ctrl_c_after_training(tiny):
+    process = tiny.start(3, "--max-steps", "5")
+    stop_when(process, (results(tiny) / "training_log.json").exists, signal.SIGINT)  # the curves take a second more
+    out, err = process.communicate()
+    assert process.returncode == 130 and "Done!" not in out
+    assert err.strip().endswith("Interrupted. What was finished before is still there.")
+    assert weights(results(tiny) / "final_model") and not (results(tiny) / "training_curves.png").exists()
+    assert "Done!" in tiny.ok(3, "--max-steps", "5")
+
+
 @pytest.mark.parametrize("number", ["2", "4"])
 def test_ctrl_c_elsewhere(finished, number):
     kept = snapshot(finished.output)
@@ -225,7 +235,8 @@ def test_no_space_left_and_read_only(finished, number, free, fault):
     setup = {"full": full, "read-only": f'mount --bind . "{finished.output}" && mount -o remount,bind,ro "{finished.output}"'}[fault]
     line, left = run_in_a_namespace(finished, number, *(["--max-steps", "20"] if number == 3 else []), setup=setup)
     assert line.startswith("error: ") and {"full": "No space left on device", "read-only": "Read-only file system"}[fault] in line
-    assert line.endswith("with --resume") == any("trainer_state.json" in name for name in left)
+    whole = [name for name, content in left.items() if name.endswith("trainer_state.json") and content.endswith(b"\n}\n")]
+    assert line.endswith("with --resume") == bool(whole)
     assert {name: content for name, content in left.items() if "checkpoint-" not in name and not name.endswith(("run.json", "results/README.md"))} == kept
 
 

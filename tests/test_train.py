@@ -301,6 +301,16 @@ def test_two_base_models_are_not_compared(tiny):
     assert not (tiny.output / "after.json").exists()
 
 
+def test_a_new_question_needs_the_base_model_and_is_refused_before_anything_is_measured(tiny):
+    tiny.ok(2)
+    tiny.ok(3, "--max-steps", "5")
+    path = tiny.output / "base_model/source.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": "another"}))
+    assert tiny.error(4, "--ask", "Is the grass blue?").startswith("error: output/base_model/ is another model than the one that was tuned")
+    assert not (tiny.output / "after.json").exists()
+    tiny.ok(4)
+
+
 def test_files_of_an_older_version_are_named(tiny):
     tiny.ok(2)
     tiny.ok(3, "--max-steps", "5")

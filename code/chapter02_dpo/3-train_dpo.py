@@ -73,13 +73,13 @@ class Config:
     batch_size: int = option(2, "pairs per device and step")
     loss: str = option("dpo+sft", "what is minimised: the DPO loss, the supervised loss (SFT) on the chosen answers, or both", LOSSES)
     lora: bool = option(False, "train small low-rank matrices beside the weights (LoRA), and merge them in at the end")
-    seed: int = option(42, "seed of the order of the pairs")
+    seed: int = option(42, "seed of the order of the pairs, and with --lora of its matrices' first values")
     max_steps: int = option(-1, "stop after this many steps; -1: after the epochs")
     no_controls: bool = option(False, "leave out control_data.json, the pairs in which the user is right")
     resume: bool = option(False, "go on from the last checkpoint of a run that was interrupted")
 
 
-EVAL_PAIRS = 20  # held-out pairs measured every 30 steps, half of each kind
+EVAL_PAIRS = 20  # held-out pairs measured every 30 steps and at the end, half of each kind
 PACKAGES = ["torch", "transformers", "trl", "peft", "datasets", "accelerate"]
 PANELS = {  # title and unit: (what, its name in the log, colour) of each line
     "DPO loss (nats)": [("loss", "loss/dpo", "C0")],
@@ -259,13 +259,8 @@ def replace_folder(new: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def has_checkpoint() -> bool:
-    """Return whether there is a checkpoint that was written to its end."""
-    return any(RESULTS.glob("checkpoint-*/trainer_state.json"))  # written last
-
-
-def find_checkpoint(run: dict) -> Path:
-    """Return the newest checkpoint that is whole, or end the script if there is none, or if it is of another run than this one."""
+def whole_checkpoints() -> list[Path]:
+    """Return the checkpoints that were written to their end."""
     whole = []
     for path in RESULTS.glob("checkpoint-*/trainer_state.json"):  # written last
         try:
@@ -273,7 +268,12 @@ def find_checkpoint(run: dict) -> Path:
             whole.append(path.parent)
         except ValueError:
             continue
-    if not whole:
+    return whole
+
+
+def find_checkpoint(run: dict) -> Path:
+    """Return the newest checkpoint that is whole, or end the script if there is none, or if it is of another run than this one."""
+    if not (whole := whole_checkpoints()):
         fail("output/dpo_results/ holds no checkpoint to go on from; run without --resume")
     before = read_json(RUN, "3-train_dpo.py without --resume")
     changed = [f"{name} (was {before.get(name)}, is {value})" for name, value in run.items() if before.get(name) != value]
@@ -413,9 +413,8 @@ def make_trainer(config: Config, items: list[str], **arguments):
         def on_step_end(self, args, state, control, model=None, **kwargs):
             if trainer.interrupted:
                 control.should_save = control.should_training_stop = True
-            if control.should_save or state.global_step == state.max_steps:
-                if not all(weight.isfinite().all() for weight in model.parameters() if weight.requires_grad):
-                    trainer.diverged(state.global_step)
+            if control.should_save and not all(weight.isfinite().all() for weight in model.parameters() if weight.requires_grad):
+                trainer.diverged(state.global_step)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if not all(map(math.isfinite, logs.values())):
@@ -477,7 +476,7 @@ def explain(error: Exception) -> None:
         config = parse_flags()
         lower = f"lower --batch-size from {config.batch_size} to {config.batch_size // 2}"
         fail(f"out of memory; {lower if config.batch_size > 1 else 'shorten the longest pairs' if config.lora else 'train with --lora'}")
-    again = f"mend that and run this again{' with --resume' if RUN.exists() and has_checkpoint() else ''}"
+    again = f"mend that and run this again{' with --resume' if RUN.exists() and whole_checkpoints() else ''}"
     if isinstance(error, OSError):  # a full disk, a folder that may not be written to
         fail(f"{error.filename or 'output/'}: {error.strerror or text.splitlines()[0]}; {again}")
     if re.search("No space left|failed writing file|unexpected pos", text):
@@ -522,8 +521,7 @@ def main() -> None:
     train_rows, eval_rows = pairs + controls, heldout[:: max(1, len(heldout) // EVAL_PAIRS)]
     if config.batch_size > len(train_rows):
         fail(f"--batch-size {config.batch_size} is more than the {len(train_rows)} pairs there are; lower it")
-    run = asdict(config) | {name: sha256(OUTPUT / name)[:12] for name in names} | {"processes": PROCESSES}
-    run["base_model"] = source["sha256"]
+    run = asdict(config) | {name: sha256(OUTPUT / name)[:12] for name in names} | {"processes": PROCESSES, "base_model": source["sha256"]}
     del run["resume"]
     checkpoint = find_checkpoint(run) if config.resume else None
 
@@ -585,7 +583,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, interrupted)  # a second Ctrl-C does not wait for the end of the step
 
     def ended(*_):
-        again = "go on from the last checkpoint with --resume" if has_checkpoint() else "mend what stands above, and run this again"
+        again = "go on from the last checkpoint with --resume" if whole_checkpoints() else "mend what stands above, and run this again"
         sys.exit(f"\nerror: a process of this run was ended at step {trainer.state.global_step}; {again}")
 
     if PROCESSES == 1:  # several would have to agree on the step
@@ -600,6 +598,8 @@ def main() -> None:
         print(error, file=sys.stderr)  # as a rule: the connection to another process broke
         ended()
     finally:
+        if PROCESSES == 1:
+            signal.signal(signal.SIGINT, interrupted)
         if trainer.table.training_bar:
             trainer.table.training_bar.close()  # or its last line stands below the message
 

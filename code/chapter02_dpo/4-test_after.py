@@ -497,15 +497,15 @@ def main() -> None:
         fail("output/before.json is about another base model than the one that was tuned; run 2-test_before.py, then 3-train_dpo.py")
     if [item["prompt"] for item in before["heldout"]] != [claim["prompt"] for claim in heldout]:
         fail("output/before.json is about other held-out claims than output/heldout_data.json; run 2-test_before.py again")
+    # The questions of both sides: what only one of the two models was asked goes to the base model too, or is left out.
+    asked = {question["prompt"] for question in before["questions"]}
+    new = [question for question in (QUESTION, *args.ask) if question not in asked]
+    if new and check_model(BASE_MODEL, "0-download_model.py") != source:
+        fail("output/base_model/ is another model than the one that was tuned; without --ask it is not needed")
     print("Loading fine-tuned model ...")
     after = {"base_model": source, "tuned_sha256": tuned_sha256} | measure(*load_model(FINAL_MODEL), heldout, args.ask)
     write(OUTPUT / "after.json", after)
-
-    # The questions of both sides: what only one of the two models was asked goes to the base model now, or is left out.
-    asked = {question["prompt"] for question in before["questions"]}
-    if new := [question["prompt"] for question in after["questions"] if question["prompt"] not in asked]:
-        if check_model(BASE_MODEL, "0-download_model.py") != source:
-            fail("output/base_model/ is another model than the one that was tuned; without --ask it is not needed")
+    if new:
         replies = ask(*load_model(BASE_MODEL), list(map(as_conversation, new)))
         before["questions"] += [{"prompt": prompt, "reply": reply} for prompt, reply in zip(new, replies)]
     order = {question["prompt"]: question for question in before["questions"]}

@@ -337,7 +337,7 @@ def main() -> None:
     baseline = next(iter(results.values()))
     print(f"\n{'':22}{'seconds':>9}{'ratio':>8}{'spread':>14}{'s a pair':>10}{'GB':>7}{'ratio':>8}{'of peak':>9}{'s to +40':>10}")
     for contestant, runs in results.items():
-        seconds, memory = (statistics.mean(column) for column in list(zip(*runs))[:2])
+        seconds, memory = (statistics.mean(result[number] for result in runs) for number in (0, 1))
         ratios = [mine[0] / its[0] for mine, its in zip(runs, baseline)]
         memory_ratio = memory / statistics.mean(gb for _, gb, _ in baseline)
         passed = ", ".join("never" if moment is None else f"{moment:.0f}" for _, _, moment in runs) if flags.judge else ""

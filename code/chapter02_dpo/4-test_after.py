@@ -332,6 +332,7 @@ def read_log() -> dict:
     try:
         whole = all(math.isfinite(value) for row in log["history"] for value in row.values()) and math.isfinite(log["seconds"] + log["peak_memory_gb"])
         whole = whole and all("step" in row for row in log["history"]) and log["processes"] > 0
+        whole = whole and any("eval_loss" in row for row in log["history"])
         whole = whole and all(isinstance(log[key], dict) for key in ("settings", "data", "versions"))
     except (AttributeError, KeyError, TypeError):
         whole = False
@@ -384,10 +385,8 @@ def verdict(rows: list[dict]) -> str:
 
 def last_heldout(history: list[dict]) -> str:
     """Return in a sentence what the log says at last about held-out pairs."""
-    rows = [row for row in history if "eval_loss" in row]
-    if not rows:
-        return "The run was too short to measure held-out pairs."
-    accuracy, margin = rows[-1]["eval_rewards/accuracies"], rows[-1]["eval_rewards/margins"]
+    row = [row for row in history if "eval_loss" in row][-1]  # there is one at the last step
+    accuracy, margin = row["eval_rewards/accuracies"], row["eval_rewards/margins"]
     return f"Reward accuracy on held-out pairs {accuracy:.0%}, margin {margin:.1f}; they can look perfect on a model that is broken."
 
 

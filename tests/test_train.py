@@ -156,8 +156,9 @@ def test_logged_losses_are_the_papers_formulas(tiny):
     assert logged["eval_loss"] == pytest.approx(dpo + 0.2 * sft, abs=1e-5)
 
 
-def test_prompt_computed_once_gives_trls_own_numbers(tiny_model):
-    """Log-probabilities and their gradients, pairs of unequal lengths, against TRL's head on rows of prompt + answer."""
+@pytest.mark.parametrize("shared", [0, 2, 6])
+def test_prompt_computed_once_gives_trls_own_numbers(tiny_model, shared):
+    """Log-probabilities and their gradients, pairs of unequal lengths, against TRL's head on rows of prompt + answer; so many tokens begin all prompts."""
     import torch
     from transformers import AutoModelForCausalLM
     from trl.trainer.utils import add_fused_lm_head
@@ -169,6 +170,7 @@ def test_prompt_computed_once_gives_trls_own_numbers(tiny_model):
     ids, labels = torch.zeros(6, 20, dtype=torch.long), torch.full((6, 20), -100)
     for pair, (length, both) in enumerate(zip(prompts, answers)):
         prompt = torch.randint(3, 200, (length,))
+        prompt[:shared] = torch.arange(3, 3 + shared)[:length]
         for row, tokens in zip((pair, pair + 3), both):
             ids[row, :length] = prompt
             ids[row, length : length + tokens] = labels[row, length : length + tokens] = torch.randint(3, 200, (tokens,))

@@ -310,28 +310,35 @@ def show_first_pair(row: dict, tokenizer) -> None:
         print(f"  {name + ':':10}{tokenizer.decode(row[name + '_ids'])!r}")
 
 
-def answer_log_probs(model, input_ids, labels, **_):
+def answer_log_probs(model, input_ids, attention_mask, labels, **_):
     """Return log p of each token of the answers, as TRL's loss reads it: (2 * pairs, length - 1), 0 where labels is -100.
 
-    TRL passes rows of prompt + chosen stacked upon rows of prompt + rejected, padded on the right: (2 * pairs, length). The model gets half
-    as many, of prompt + chosen + rejected, where the answers have the same positions and do not see each other. So a prompt is computed once.
-    It needs logits from the end of the shortest prompt on.
+    TRL passes rows of prompt + chosen stacked upon rows of prompt + rejected, padded on the right: (2 * pairs, length). The model gets all in
+    one row without padding, in which a token sees what stands before it in its own conversation. So a prompt is computed once for both answers
+    of its pair, and what all conversations begin with, as a rule the system's turn, once for the batch.
     """
     import torch
     import torch.nn.functional as F
 
-    pairs, length = len(input_ids) // 2, input_ids.size(1)
-    chosen, rejected = input_ids.chunk(2)
-    start = int((labels != -100).any(dim=0).long().argmax()) - 1  # the token before the first answer that begins
-    size = length - start
-    rows = torch.cat([chosen, rejected[:, start:]], dim=1)
-    positions = torch.cat([torch.arange(length), torch.arange(start, length)]).to(rows.device)
-    part = torch.tensor([0] * start + [1] * size + [2] * size, device=rows.device)  # prompt, chosen, rejected
-    sees = (positions <= positions[:, None]) & ((part == 0) | (part == part[:, None]))  # (query, key); padding is right of all that counts
-    logits = model(input_ids=rows, attention_mask=sees[None, None], position_ids=positions[None], use_cache=False, logits_to_keep=2 * size).logits
-    targets = F.pad(labels[:, start + 1 :], (0, 1), value=-100).view(2, pairs, size).transpose(0, 1)
-    log_probs = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(pairs, 2, size)
-    log_probs = F.pad(log_probs[:, :, :-1], (start, 0)).transpose(0, 1).flatten(0, 1)
+    pairs = len(input_ids) // 2
+    answers = labels != -100
+    own = answers | F.pad(answers[:, 1:], (0, 1))  # an answer, and the token before it, which predicts the first of the answer
+    shared = (input_ids == input_ids[0]).all(dim=0).cumprod(dim=0).bool() & ~own.any(dim=0)
+    keep = own.clone()
+    keep[:pairs] |= attention_mask[:pairs].bool() & ~shared
+    keep[0] |= shared
+    row, position = keep.nonzero(as_tuple=True)
+    pair, is_own = row % pairs, own[keep]
+    same = shared[position] | torch.where(is_own, row == row[:, None], pair == pair[:, None])  # (query, key): of the same conversation
+    logits = model(
+        input_ids=input_ids[keep][None],
+        attention_mask=(same & (position <= position[:, None]))[None, None],
+        position_ids=position[None],
+        use_cache=False,
+        logits_to_keep=is_own.nonzero().flatten(),
+    ).logits[0]
+    log_probs = -F.cross_entropy(logits, F.pad(labels[:, 1:], (0, 1), value=-100)[own], reduction="none")
+    log_probs = log_probs.new_zeros(labels.shape).masked_scatter(own, log_probs)[:, :-1]
     not_computed = torch.zeros_like(log_probs, dtype=torch.bool)
     return SimpleNamespace(log_probs=log_probs, entropy=not_computed, mean_logits=not_computed, is_top1=not_computed)
 

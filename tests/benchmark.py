@@ -18,10 +18,11 @@ until discernment reached +40. `--sizes` prints what larger models need by a for
 20 steps on random weights of each size. `--replies` lets the model answer 40 held-out prompts in one batch, as steps 2 and 4 do, and one at a time.
 `--growth` trains it for 10 steps on so many pairs, and on 100 with answers two and four times as long. Not a test: no time limit is checked.
 
-Where the arithmetic goes: a step of one process is 202 GFLOP where the chapter's recipe with the template would need 457 (2 pairs; 6 per weight and
-token for a pass forward and back, 2 forward): 162 in place of 217 in the transformer blocks, since a prompt is computed once for both answers of its
-pair; no second pass forward to save memory (72), since rows are short; 21 in place of 91 for the reference model, which runs once before the first
-step; 19 in place of 77 for the LM head, on the tokens of the answers only, its weights not trained.
+Where the arithmetic goes: a step of one process is 178 GFLOP where the chapter's recipe with the template would need 457 (2 pairs; 6 per weight and
+token for a pass forward and back, 2 forward): 142 in place of 217 in the transformer blocks, since a prompt is computed once for both answers of its
+pair and its beginning once for both pairs, without padding; no second pass forward to save memory (72), since rows are short; 19 in place of 91 for
+the reference model, which runs once before the first step; 18 in place of 77 for the LM head, on the tokens of the answers only, its weights not
+trained. Attention itself (10 more) is not counted, nor is the padding of the recipe's rows.
 """
 
 import argparse
@@ -207,8 +208,8 @@ step3.main()
 """
 
 
-def needs(shape: tuple, lora: bool, gpu: bool, tokens: int = 254, answer_tokens: int = 172) -> tuple[float, float]:
-    """Return the memory in GB and the floating-point operations of a step of 2 pairs, which are 254 tokens with the chapter's data.
+def needs(shape: tuple, lora: bool, gpu: bool, tokens: int = 223, answer_tokens: int = 157) -> tuple[float, float]:
+    """Return the memory in GB and the floating-point operations of a step of 2 pairs, which are 223 tokens with the chapter's data.
 
     Weights in fp32, on a GPU their bf16 copies too; gradients of what is trained (all but the embeddings, or matrices of rank 16); Adafactor's
     state is small. A layer keeps about 14 vectors of the hidden size and 5 of the intermediate size a token, with adapters 1.7 times as much; logits are

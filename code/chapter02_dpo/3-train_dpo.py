@@ -556,6 +556,7 @@ def main() -> None:
         # One process runs the reference model once, before the first step, and keeps no second model. Several cannot (TRL 1.16): each looks
         # for what the first has written in a temporary folder of its own.
         precompute_ref_log_probs=PROCESSES == 1,
+        precompute_ref_batch_size=1,  # so that a pair on which the model gives NaN spoils no other's reference
         max_length=None,  # no pair is cut or left out, however long
         dataloader_pin_memory=device == "cuda",
         report_to="none",

@@ -190,6 +190,24 @@ def test_prompt_computed_once_gives_trls_own_numbers(tiny_model, shared):
         assert one.shape == two.shape and one.abs().max() > 1 and torch.allclose(one, two, atol=1e-5, rtol=1e-5)
 
 
+def test_batches_too_long_for_one_row_are_scored_as_well(tiny):
+    """With no batch short enough, and what scores one row taken out, the logged rows stay the same."""
+    flags = ["--max-steps", "20", "--learning-rate", "1e-3"]
+    tiny.ok(3, *flags)
+    together = [row for row in log(tiny)["history"] if "loss" in row]
+    script = tiny.root / "code/chapter02_dpo" / SCRIPTS["3"].name
+    text = script.read_text()
+    for old, new in {"LONGEST_ROW = 4096": "LONGEST_ROW = 0", "partial(answer_log_probs, model)": "partial(None)"}.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    script.write_text(text)
+    tiny.ok(3, *flags)
+    apart = [row for row in log(tiny)["history"] if "loss" in row]
+    assert len(together) == len(apart) == 5 and max(abs(row["rewards/margins"]) for row in apart) > 0.01
+    for one, two in zip(together, apart):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-4) and one["rewards/margins"] == pytest.approx(two["rewards/margins"], abs=1e-4)
+
+
 @pytest.mark.parametrize("loss", ["dpo", "sft"])
 def test_one_loss_alone(tiny, loss):
     tiny.ok(3, "--max-steps", "40", "--learning-rate", "1e-3", "--loss", loss)

@@ -79,6 +79,7 @@ class Config:
     resume: bool = option(False, "go on from the last checkpoint of a run that was interrupted")
 
 
+LONGEST_ROW = 4096  # tokens of a batch, padding included, up to which it is given to the model as one row; attention grows with the square
 EVAL_PAIRS = 20  # held-out pairs measured every 30 steps and at the end, half of each kind
 PACKAGES = ["torch", "transformers", "trl", "peft", "datasets", "accelerate"]
 PANELS = {  # title and unit: (what, its name in the log, colour) of each line
@@ -381,17 +382,21 @@ def make_trainer(config: Config, items: list[str], **arguments):
     class Trainer(DPOTrainer):
         interrupted, batch = False, []
 
-        def scorer(self, model):
-            """Return what computes the log-probabilities: TRL's own way for models to whose attention no mask can be given."""
+        def scorer(self, model, inputs):
+            """Return what computes the log-probabilities: TRL's own way if the attention takes no mask, or one row would be too long for it."""
             settings = self.model.config
             plain = set(getattr(settings, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-            return partial(answer_log_probs, model) if plain and settings._attn_implementation == "sdpa" else model
+            short = inputs["input_ids"].numel() <= LONGEST_ROW
+            return partial(answer_log_probs, model) if plain and short and settings._attn_implementation == "sdpa" else model
 
         def compute_ref_log_probs(self, model, inputs):
-            return super().compute_ref_log_probs(self.scorer(model), inputs)
+            scores = super().compute_ref_log_probs(self.scorer(model, inputs), inputs)
+            if PROCESSES > 1 or all(score.isfinite().all() for score in scores):
+                return scores
+            return super().compute_ref_log_probs(model, inputs)  # in one row, a pair on which the model gives NaN spoils the others too
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            outputs, score = [], self.scorer(model)
+            outputs, score = [], self.scorer(model, inputs)
             dpo = super().compute_loss(lambda **batch: outputs.append(score(**batch)) or outputs[0], inputs)
             chosen_log_p, _ = outputs[0].log_probs.chunk(2)  # TRL stacks the chosen answers upon the rejected ones
             chosen_mask, _ = inputs["completion_mask"].chunk(2)
@@ -556,7 +561,6 @@ def main() -> None:
         # One process runs the reference model once, before the first step, and keeps no second model. Several cannot (TRL 1.16): each looks
         # for what the first has written in a temporary folder of its own.
         precompute_ref_log_probs=PROCESSES == 1,
-        precompute_ref_batch_size=1,  # so that a pair on which the model gives NaN spoils no other's reference
         max_length=None,  # no pair is cut or left out, however long
         dataloader_pin_memory=device == "cuda",
         report_to="none",

@@ -128,8 +128,7 @@ def quoted_lines(readme: str) -> list[tuple[str, bool]]:
 def check_quotes(readme: str, printed: str, folders: list[Path]) -> None:
     """Quoted output was printed by 0 or 1, is a formula or a header of the scripts, or comes from one of the finished runs.
 
-    Without a finished run, replies are not looked up, and of a table only the names of its rows. With before.json alone, the replies
-    before training are.
+    Without a finished run, replies are not looked up, since on another processor a few are others, and of a table only the names of its rows.
     """
     heldout = json.loads((folders[0] / "heldout_data.json").read_text(encoding="utf-8")) if folders else []
     known = [printed, *SOURCES.values(), *(claim["prompt"] for claim in heldout)]

@@ -419,7 +419,7 @@ def make_trainer(config: Config, items: list[str], **arguments):
             rows = ((item, row["prompt_ids"] + row["chosen_ids"]) for item, row in zip(items, self.train_dataset))
             names = [item for item, row in rows if any(ids[: len(row)] == row for ids in batch)]
             kept = "".join(f"; {path.name} is kept" for path in RESULTS.glob("checkpoint-*"))
-            fail(f"training diverged at step {step}, on {' and '.join(names) or 'the first pairs'}; lower --learning-rate, or mend them{kept}")
+            fail(f"training diverged at step {step}, on {' and '.join(names)}; lower --learning-rate, or mend them{kept}")
 
     class Guard(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):

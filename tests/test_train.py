@@ -92,6 +92,14 @@ def test_same_seed_same_weights_other_seed_other_weights(tiny, tmp_path):
     other.ok(3, *flags, "--seed", "7")
     assert (results(tiny) / model).read_bytes() != (results(other) / model).read_bytes()
 
+    # The README's variable lets a CPU calculate in bf16: other weights, still in fp32, from nearly the same losses.
+    other.ok(3, *flags, ACCELERATE_MIXED_PRECISION="bf16")
+    assert (log(tiny)["mixed_precision"], log(other)["mixed_precision"]) == ("no", "bf16")
+    fp32, bf16 = (weights(results(chapter) / "final_model") for chapter in (tiny, other))
+    assert all(fp32[name].dtype == bf16[name].dtype for name in fp32) and any((fp32[name] != bf16[name]).any() for name in fp32)
+    losses = [[row["loss/dpo"] for row in log(chapter)["history"] if "loss/dpo" in row] for chapter in (tiny, other)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+
 
 def test_disk_holds_one_checkpoint(tiny):
     process = tiny.start(3, "--max-steps", "100", pipe=subprocess.DEVNULL)

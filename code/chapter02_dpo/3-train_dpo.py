@@ -647,6 +647,7 @@ def main() -> None:
         "data": {name: run[name] for name in names},
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": device,
+        "mixed_precision": args.mixed_precision,  # bf16 or no, which is fp32
         "seconds": round(time.time() - start, 1),
         "peak_memory_gb": round(peak_memory(device), 2),
         "history": history,

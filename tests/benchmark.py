@@ -5,13 +5,14 @@
     python tests/benchmark.py --replies
     python tests/benchmark.py --growth 25 100 400
 
-Needs output/base_model/ and the files of step 1. All contestants take turns, so that a slow minute of the machine falls on each; the first is
-the baseline of the ratios. `--steps -1` runs the whole three epochs. Each runs in a process of its own: seconds are from its start to its
-end, memory is the peak of its resident set; where there is a GPU it is used, and memory is the peak of what nvidia-smi shows as used. Ours
-runs the reference model over all pairs before the first step and measures held-out pairs, which a run of few steps pays for without gaining; the
-chapter's recipe and `trl dpo` read the pairs without the chat template, which is over a third of the tokens. `trl dpo` keeps its own learning rate
-of 1e-6, a tenth of the others'. "Of peak" is the arithmetic as the chapter's recipe would do it with the template, all weights on all tokens (TRL's
-compute_flops_per_token), by the seconds and what a large matrix product reaches on this machine: above it is what was left out.
+Needs output/base_model/ and the files of step 1. All contestants take turns, so that a slow minute of the machine falls on each; the first is the
+baseline of the ratios. `--steps -1` runs the whole three epochs. Each runs in a process of its own: seconds are from its start to its end, memory is
+the peak of its resident set; where there is a GPU it is used, and memory is the peak of what nvidia-smi shows as used. Ours runs the reference model
+over all pairs before the first step and measures held-out pairs, which a run of few steps pays for without gaining; the chapter's recipe and `trl
+dpo` read the pairs without the chat template, which is over a third of the tokens. `trl dpo` keeps its own learning rate of 1e-6, a tenth of the
+others'. On a CPU all calculate in fp32; TRL's default there is bf16, even if the CPU has none. "Of peak" is the arithmetic as the chapter's recipe
+would do it with the template, all weights on all tokens (TRL's compute_flops_per_token), by the seconds and what a large matrix product reaches on
+this machine: above it is what was left out.
 
 `--judge 40` lets step 2 measure each model whenever it has done so many steps (a multiple of 20; with --lora only at the end), and tells the seconds
 until discernment reached +40. `--sizes` prints what larger models need by a formula, beside what step 3 took last for SmolLM2, and on a GPU beside

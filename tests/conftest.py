@@ -16,8 +16,8 @@ needs_namespaces = pytest.mark.skipif(
 
 
 def clean_environment(root: Path) -> dict[str, str]:
-    """The environment without the reader's hub settings and proxy; on the CPU, where runs repeat bit for bit; 100 columns."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    """The environment without the reader's settings of hub and accelerate, and proxy; on the CPU, where runs repeat bit for bit; 100 columns."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "ACCELERATE_"))}
     return env | {
         "HF_HOME": str(root / "hf_home"),
         "NO_PROXY": "127.0.0.1",

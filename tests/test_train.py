@@ -99,6 +99,8 @@ def test_same_seed_same_weights_other_seed_other_weights(tiny, tmp_path):
     assert all(fp32[name].dtype == bf16[name].dtype for name in fp32) and any((fp32[name] != bf16[name]).any() for name in fp32)
     losses = [[row["loss/dpo"] for row in log(chapter)["history"] if "loss/dpo" in row] for chapter in (tiny, other)]
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
+    line = other.error(3, ACCELERATE_MIXED_PRECISION="bf61")
+    assert line.startswith("error: Unknown mixed_precision mode: bf61") and line.endswith("; set ACCELERATE_MIXED_PRECISION to bf16, or leave it out")
 
 
 def test_disk_holds_one_checkpoint(tiny):

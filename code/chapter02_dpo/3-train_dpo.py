@@ -493,6 +493,8 @@ def explain(error: Exception) -> None:
         fail(f"{error.filename or 'output/'}: {error.strerror or text.splitlines()[0]}; {again}")
     if re.search("No space left|failed writing file|unexpected pos", text):
         fail(f"output/dpo_results/: No space left on device; {again}")
+    if isinstance(error, ValueError) and "precision" in text:
+        fail(f"{text.splitlines()[0]}; set ACCELERATE_MIXED_PRECISION to bf16, or leave it out")
     if re.search("weights_only|Error while deserializing|PytorchStreamReader|Ran out of input|valid checkpoint", text):
         fail("the checkpoint in output/dpo_results/ is damaged; run without --resume")
 
@@ -533,9 +535,6 @@ def main() -> None:
     train_rows, eval_rows = pairs + controls, heldout[:: max(1, len(heldout) // EVAL_PAIRS)]
     if config.batch_size > len(train_rows):
         fail(f"--batch-size {config.batch_size} is more than the {len(train_rows)} pairs there are; lower it")
-    run = asdict(config) | {name: sha256(OUTPUT / name)[:12] for name in names} | {"processes": PROCESSES, "base_model": source["sha256"]}
-    del run["resume"]
-    checkpoint = find_checkpoint(run) if config.resume else None
 
     # Config
     args = DPOConfig(
@@ -566,6 +565,10 @@ def main() -> None:
         report_to="none",
         disable_tqdm=True,  # Trainer's own bar and printer make way for the table below
     )
+    run = asdict(config) | {name: sha256(OUTPUT / name)[:12] for name in names} | {"processes": PROCESSES, "base_model": source["sha256"]}
+    run["mixed_precision"] = args.mixed_precision  # that of the GPU, or of ACCELERATE_MIXED_PRECISION; "no" is fp32
+    del run["resume"]
+    checkpoint = find_checkpoint(run) if config.resume else None
 
     # Trainer
     trainer = make_trainer(
@@ -647,7 +650,7 @@ def main() -> None:
         "data": {name: run[name] for name in names},
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": device,
-        "mixed_precision": args.mixed_precision,  # bf16 or no, which is fp32
+        "mixed_precision": args.mixed_precision,
         "seconds": round(time.time() - start, 1),
         "peak_memory_gb": round(peak_memory(device), 2),
         "history": history,

@@ -194,6 +194,7 @@ def test_resume_with_other_settings_or_data_is_refused(tiny):
     stop_when(tiny.start(3, *FLAGS, pipe=subprocess.DEVNULL), lambda: checkpoint_whole(tiny, 20), signal.SIGKILL)
     line = tiny.error(3, *FLAGS, "--resume", "--beta", "0.3")
     assert line.startswith("error: the checkpoint is of a run with other settings or data: beta (was 0.1, is 0.3); ")
+    assert "data: mixed_precision (was no, is bf16); " in tiny.error(3, *FLAGS, "--resume", ACCELERATE_MIXED_PRECISION="bf16")
     pairs = json.loads((tiny.output / "preference_data.json").read_text())
     (tiny.output / "preference_data.json").write_text(json.dumps(pairs[1:]))
     assert "data: preference_data.json (was " in tiny.error(3, *FLAGS, "--resume")

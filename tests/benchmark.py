@@ -16,7 +16,8 @@ this machine: above it is what was left out.
 
 `--judge 40` lets step 2 measure each model whenever it has done so many steps (a multiple of 20; with --lora only at the end), and tells the seconds
 until discernment reached +40. `--sizes` prints what larger models need by a formula, beside what step 3 took last for SmolLM2, and on a GPU beside
-20 steps on random weights of each size. `--replies` lets the model answer 40 held-out prompts in one batch, as steps 2 and 4 do, and one at a time.
+20 steps on random weights of each size. `--replies` lets the model answer 40 held-out prompts and score the
+replies in batches, as steps 2 and 4 do, and one at a time.
 `--growth` trains it for 10 steps on so many pairs, and on 100 with answers two and four times as long. Not a test: no time limit is checked.
 
 Where the arithmetic goes: a step of one process is 178 GFLOP where the chapter's recipe with the template would need 457 (2 pairs; 6 per weight and
@@ -212,16 +213,21 @@ step3.main()
 def needs(shape: tuple, lora: bool, gpu: bool, tokens: int = 223, answer_tokens: int = 157) -> tuple[float, float]:
     """Return the memory in GB and the floating-point operations of a step of 2 pairs, which are 223 tokens with the chapter's data.
 
-    Weights in fp32, on a GPU their bf16 copies too; gradients of what is trained (all but the embeddings, or matrices of rank 16); Adafactor's
-    state is small. A layer keeps about 14 vectors of the hidden size and 5 of the intermediate size a token, with adapters 1.7 times as much; logits are
-    kept three times. The libraries take 0.5 GB.
+    Weights in fp32, and gradients of what is trained (all but the embeddings, or matrices of rank 16). A layer keeps about 14 vectors of the hidden
+    size and 5 of the intermediate size a token, with adapters 1.7 times as much; logits are kept three times. On a GPU, bf16 copies of the weights
+    live until the backward pass, which frees them while it makes the gradients, so the larger of the two counts; a CPU counts both.
+    Adafactor works on three copies of the largest matrix. The libraries take 0.5 GB.
     """
     layers, hidden, intermediate, vocabulary, parameters, tied, _ = shape
     embedding = hidden * vocabulary / 1e9
-    blocks = parameters - embedding * (1 if tied else 2)
+    head = 0 if tied else embedding
+    blocks = parameters - embedding - head
     trained = 16 * layers * (9 * hidden + 3 * intermediate) / 1e9 if lora else parameters - embedding
     activations = layers * tokens * (14 * hidden + 5 * intermediate) * (2 if gpu else 4) * (1.7 if lora else 1) / 1e9
-    memory = parameters * (6 if gpu else 4) + trained * (12 if lora else 4) + activations + 12 * answer_tokens * vocabulary / 1e9 + 0.5
+    forward = activations + 12 * answer_tokens * vocabulary / 1e9 + (2 * (parameters - head) if gpu else 0)
+    backward = trained * (12 if lora else 4)
+    optimizer = 0 if lora else 12 * max(head, hidden * intermediate / 1e9)
+    memory = 4 * parameters + (max(forward, backward) if gpu else forward + backward) + optimizer + 0.5
     return memory, 1e9 * ((4 if lora else 6) * blocks * tokens + 4 * embedding * answer_tokens)
 
 
@@ -249,27 +255,33 @@ def print_sizes() -> None:
     for name, shape in SHAPES.items():
         for lora in (False, True):
             memory, operations = needs(shape, lora, gpu=True)
-            fits = [f"{card} GB" for card in (16, 24, 80) if memory < 0.9 * card]
+            fits = [f"{card} GB" for card in (16, 24, 80) if memory < 0.75 * card]  # torch takes up to a quarter more than it uses
             print(f"{name:14}{'LoRA' if lora else 'full':6}{memory:7.1f} GB {operations * 180 / 1e15:8.2f} PFLOP for 180 steps   fits {', '.join(fits) or 'none of 16, 24, 80 GB'}")
             if GPU:
                 print(f"{'':14}{measured(shape, lora)}", flush=True)
 
 
 def print_replies() -> None:
-    """Time the generation of replies in a batch, and one prompt at a time, by step 2's own function."""
+    """Time the generation of replies and their scores, in a batch and one at a time, by step 2's own functions."""
     import runpy
 
     script = runpy.run_path(str(next((ROOT / "code/chapter02_dpo").glob("2-*.py"))))
     model, tokenizer = script["load_model"](BASE_MODEL)
-    prompts = [script["as_conversation"](claim["prompt"]) for claim in json.loads((ROOT / "output/heldout_data.json").read_text())[::3]]
-    speeds = []
+    claims = json.loads((ROOT / "output/heldout_data.json").read_text())[::3]
+    prompts = [script["as_conversation"](claim["prompt"]) for claim in claims]
+    speeds, rates = [], []
     for size in (1, len(prompts)):
+        parts = [slice(i, i + size) for i in range(0, len(prompts), size)]
         start = time.perf_counter()
-        replies = sum((script["ask"](model, tokenizer, prompts[i : i + size]) for i in range(0, len(prompts), size)), [])
-        seconds = time.perf_counter() - start
-        speeds.append(sum(len(tokenizer(reply)["input_ids"]) for reply in replies) / seconds)
-        print(f"{len(prompts)} replies, {size} at a time: {seconds:.1f} s, {speeds[-1]:.0f} tokens a second, on {torch.get_num_threads()} threads")
-    print(f"ratio {speeds[1] / speeds[0]:.1f}")
+        replies = sum((script["ask"](model, tokenizer, prompts[part]) for part in parts), [])
+        asked = time.perf_counter()
+        for part in parts:
+            script["agreement"](model, tokenizer, claims[part], replies[part])
+        seconds = asked - start, time.perf_counter() - asked
+        speeds.append(sum(len(tokenizer(reply)["input_ids"]) for reply in replies) / seconds[0])
+        rates.append(len(replies) / seconds[1])
+        print(f"{len(prompts)} replies, {size} at a time: {seconds[0]:.1f} s, {speeds[-1]:.0f} tokens a second; scores {seconds[1]:.1f} s")
+    print(f"ratio {speeds[1] / speeds[0]:.1f}, of the scores {rates[1] / rates[0]:.1f}; on {torch.get_num_threads()} threads")
 
 
 def print_growth(counts: list[int]) -> None:

@@ -10,15 +10,15 @@ baseline of the ratios. `--steps -1` runs the whole three epochs. Each runs in a
 the peak of its resident set; where there is a GPU it is used, and memory is the peak of what nvidia-smi shows as used. Ours runs the reference model
 over all pairs before the first step and measures held-out pairs, which a run of few steps pays for without gaining; the chapter's recipe and `trl
 dpo` read the pairs without the chat template, which is over a third of the tokens. `trl dpo` keeps its own learning rate of 1e-6, a tenth of the
-others'. On a CPU all calculate in fp32; TRL's default there is bf16, even if the CPU has none. "Of peak" is the arithmetic as the chapter's recipe
-would do it with the template, all weights on all tokens (TRL's compute_flops_per_token), by the seconds and what a large matrix product reaches on
-this machine: above it is what was left out.
+others', and on a CPU one thread, which `accelerate launch` gives it unless OMP_NUM_THREADS is set. There all calculate in fp32; TRL's default there
+is bf16, even if the CPU has none. "Of peak" is the arithmetic as the chapter's recipe would do it with the template, all weights on all tokens (TRL's
+compute_flops_per_token), by the seconds and what a large matrix product reaches on this machine: above it is what was left out.
 
 `--judge 40` lets step 2 measure each model whenever it has done so many steps (a multiple of 20; with --lora only at the end), and tells the seconds
 until discernment reached +40. `--sizes` prints what larger models need by a formula, beside what step 3 took last for SmolLM2, and on a GPU beside
-20 steps on random weights of each size. `--replies` lets the model answer 40 held-out prompts and score the
-replies in batches, as steps 2 and 4 do, and one at a time.
-`--growth` trains it for 10 steps on so many pairs, and on 100 with answers two and four times as long. Not a test: no time limit is checked.
+20 steps on random weights of each size. `--replies` lets the model answer 40 held-out prompts and score the replies, in batches as steps 2 and 4 do,
+and one at a time. `--growth` trains it for 10 steps on so many pairs, and on 100 with answers two and four times as long. Not a test: no time limit
+is checked.
 
 Where the arithmetic goes: a step of one process is 178 GFLOP where the chapter's recipe with the template would need 457 (2 pairs; 6 per weight and
 token for a pass forward and back, 2 forward): 142 in place of 217 in the transformer blocks, since a prompt is computed once for both answers of its
@@ -255,7 +255,8 @@ def print_sizes() -> None:
     for name, shape in SHAPES.items():
         for lora in (False, True):
             memory, operations = needs(shape, lora, gpu=True)
-            fits = [f"{card} GB" for card in (16, 24, 80) if memory < 0.75 * card]  # torch takes up to a quarter more than it uses
+            # torch was seen to take a quarter more than it uses
+            fits = [f"{card} GB" for card in (16, 24, 80) if memory < 0.75 * card]
             print(f"{name:14}{'LoRA' if lora else 'full':6}{memory:7.1f} GB {operations * 180 / 1e15:8.2f} PFLOP for 180 steps   fits {', '.join(fits) or 'none of 16, 24, 80 GB'}")
             if GPU:
                 print(f"{'':14}{measured(shape, lora)}", flush=True)

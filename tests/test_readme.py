@@ -51,7 +51,7 @@ def test_quotes_are_looked_up(chapter):
         ("Its strong muscle squeezes", "Its strong muscle squashes"),
         ("Step  Training Loss  Rewards/Margins", "Step  Loss  Rewards/Margins"),
         ("log-loss on neutral text   ", "log-loss on everyday text  "),
-        ("Paper is a perfect material", "Paper is a fine material"),
+        ("I've always said that a noisy bedroom", "I've always said that a silent bedroom"),
         ("loss = -log sigmoid(beta * [", "loss = -log sigmoid(["),
     ):
         assert old in README

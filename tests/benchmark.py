@@ -15,10 +15,10 @@ is bf16, even if the CPU has none. "Of peak" is the arithmetic as the chapter's 
 compute_flops_per_token), by the seconds and what a large matrix product reaches on this machine: above it is what was left out.
 
 `--judge 40` lets step 2 measure each model whenever it has done so many steps (a multiple of 20; with --lora only at the end), and tells the seconds
-until discernment reached +40. `--sizes` prints what larger models need by a formula, beside what step 3 took last for SmolLM2, and on a GPU beside
-20 steps on random weights of each size. `--replies` lets the model answer 40 held-out prompts and score the replies, in batches as steps 2 and 4 do,
-and one at a time. `--growth` trains it for 10 steps on so many pairs, and on 100 with answers two and four times as long. Not a test: no time limit
-is checked.
+until discernment reached +40. `--sizes` prints what larger models need by a formula, beside what step 3 took last for SmolLM2, and what a few steps
+took here on random weights of each size that fits (half an hour on 2 cores). `--replies` lets the model answer 40 held-out prompts and score the
+replies, in batches as steps 2 and 4 do, and one at a time. `--growth` trains it for 10 steps on so many pairs, and on 100 with answers two and four
+times as long. Not a test: no time limit is checked.
 
 Where the arithmetic goes: a step of one process is 178 GFLOP where the chapter's recipe with the template would need 457 (2 pairs; 6 per weight and
 token for a pass forward and back, 2 forward): 142 in place of 217 in the transformer blocks, since a prompt is computed once for both answers of its
@@ -40,6 +40,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 
+import psutil
 import torch
 
 GPU = torch.cuda.is_available()
@@ -173,7 +174,7 @@ SHAPES = {  # layers, hidden size, intermediate size, vocabulary, parameters in 
     "Qwen2.5-7B": (28, 3584, 18_944, 152_064, 7.616, False, (28, 4)),
 }
 RANDOM = """
-# Step 3 as it is, on random weights of one shape, up to where it would save them. Prints GB allocated, GB taken from the card, seconds a step.
+# Step 3 as it is, on random weights of one shape, up to where it would save them. Prints peak memory, GB taken from the card, seconds a step.
 import importlib.util, json, statistics, sys, time
 import torch, transformers, trl
 from trl.trainer import dpo_trainer
@@ -182,22 +183,23 @@ path, shape, *flags = sys.argv[1:]
 layers, hidden, intermediate, vocabulary, _, tied, (heads, kv_heads) = json.loads(shape)
 sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": intermediate, "vocab_size": vocabulary, "tie_word_embeddings": tied}
 config = transformers.Qwen2Config(**sizes, num_attention_heads=heads, num_key_value_heads=kv_heads)
-starts = []
+device, starts = "cuda" if torch.cuda.is_available() else "cpu", []
 
 def from_pretrained(*_, dtype, **__):
-    with torch.device("cuda"):
+    with torch.device(device):
         return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 class Clock(transformers.TrainerCallback):
     def on_step_begin(self, *_, **__):
-        torch.cuda.synchronize()
+        torch.get_device_module(device).synchronize()
         starts.append(time.perf_counter())
 
 def train(trainer, **_):
     trainer.add_callback(Clock())
     transformers.Trainer.train(trainer)
     seconds = statistics.median(b - a for a, b in zip(starts[1:], starts[2:]))
-    sys.exit(f"RESULT {torch.cuda.max_memory_allocated() / 1e9} {torch.cuda.max_memory_reserved() / 1e9} {seconds}")
+    taken = torch.cuda.max_memory_reserved() / 1e9 if device == "cuda" else 0
+    sys.exit(f"RESULT {step3.peak_memory(device)} {taken} {seconds}")
 
 transformers.AutoModelForCausalLM.from_pretrained = from_pretrained
 dpo_trainer.hash_module = lambda _: "random"  # minutes for the largest
@@ -205,7 +207,7 @@ trl.DPOTrainer.train = train
 spec = importlib.util.spec_from_file_location("step3", path)
 step3 = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(step3)
-sys.argv = [path, "--max-steps", "20", *flags]
+sys.argv = [path, "--max-steps", "20" if device == "cuda" else "5", *flags]
 step3.main()
 """
 
@@ -232,15 +234,17 @@ def needs(shape: tuple, lora: bool, gpu: bool, tokens: int = 223, answer_tokens:
 
 
 def measured(shape: tuple, lora: bool) -> str:
-    """Train random weights of a shape for 20 steps by step 3, on the GPU, and return what it took."""
+    """Train random weights of a shape for a few steps by step 3, and return what it took."""
+    if not GPU and 1e9 * needs(shape, lora, gpu=False)[0] > psutil.virtual_memory().available:
+        return "not measured: more than the memory here"
     with tempfile.TemporaryDirectory() as name:
         copy_chapter(Path(name))
         command = [sys.executable, "-c", RANDOM, Path(name) / "code/chapter02_dpo/3-train_dpo.py", json.dumps(shape), *["--lora"] * lora]
         log = subprocess.run(command, capture_output=True, text=True).stderr
     if "RESULT" not in log:
         return f"not measured: {(log.strip().splitlines() or ['no message'])[-1]}"
-    allocated, reserved, seconds = map(float, log.rpartition("RESULT")[2].split())
-    return f"measured: {allocated:.1f} GB, {reserved:.1f} GB taken from the card, {seconds:.3f} s a step"
+    memory, taken, seconds = map(float, log.rpartition("RESULT")[2].split())
+    return f"measured here: {memory:.1f} GB{f', {taken:.1f} GB taken from the card' if GPU else ''}, {seconds:.2f} s a step"
 
 
 def print_sizes() -> None:
@@ -258,8 +262,7 @@ def print_sizes() -> None:
             # torch was seen to take a quarter more than it uses
             fits = [f"{card} GB" for card in (16, 24, 80) if memory < 0.75 * card]
             print(f"{name:14}{'LoRA' if lora else 'full':6}{memory:7.1f} GB {operations * 180 / 1e15:8.2f} PFLOP for 180 steps   fits {', '.join(fits) or 'none of 16, 24, 80 GB'}")
-            if GPU:
-                print(f"{'':14}{measured(shape, lora)}", flush=True)
+            print(f"{'':14}on a CPU {needs(shape, lora, gpu=False)[0]:.1f} GB; {measured(shape, lora)}", flush=True)
 
 
 def print_replies() -> None:

@@ -1,6 +1,7 @@
 """Time and memory of step 3 against the chapter's recipe as written and against TRL's own command, on the same pairs, model and machine.
 
     python tests/benchmark.py [--steps 30] [--repeats 2] [--judge STEPS]
+    python tests/benchmark.py --against CHECKOUT [--steps 30] [--repeats 2]
     python tests/benchmark.py --sizes
     python tests/benchmark.py --replies
     python tests/benchmark.py --growth 25 100 400
@@ -14,11 +15,12 @@ others', and on a CPU one thread, which `accelerate launch` gives it unless OMP_
 is bf16, even if the CPU has none. "Of peak" is the arithmetic as the chapter's recipe would do it with the template, all weights on all tokens (TRL's
 compute_flops_per_token), by the seconds and what a large matrix product reaches on this machine: above it is what was left out.
 
-`--judge 40` lets step 2 measure each model whenever it has done so many steps (a multiple of 20; with --lora only at the end), and tells the seconds
-until discernment reached +40. `--sizes` prints what larger models need by a formula, beside what step 3 took last for SmolLM2, and what a few steps
-took here on random weights of each size that fits (half an hour on 2 cores). `--replies` lets the model answer 40 held-out prompts and score the
-replies, in batches as steps 2 and 4 do, and one at a time. `--growth` trains it for 10 steps on so many pairs, and on 100 with answers two and four
-times as long. Not a test: no time limit is checked.
+`--against CHECKOUT` lets step 3 of another version of this repository take turns with this one, and nothing else. `--judge 40` lets step 2 measure
+each model whenever it has done so many steps (a multiple of 20; with --lora only at the end), and tells the seconds until discernment reached +40.
+`--sizes` prints what larger models need by a formula, beside what step 3 took last for SmolLM2, and what a few steps took here on random weights of
+each size that fits (half an hour on 2 cores). `--replies` lets the model answer 40 held-out prompts and score the replies, in batches as steps 2
+and 4 do, and one at a time. `--growth` trains it for 10 steps on so many pairs, and on 100 with answers two and four times as long. Not a test: no
+time limit is checked.
 
 Where the arithmetic goes: a step of one process is 178 GFLOP where the chapter's recipe with the template would need 457 (2 pairs; 6 per weight and
 token for a pass forward and back, 2 forward): 142 in place of 217 in the transformer blocks, since a prompt is computed once for both answers of its
@@ -47,45 +49,33 @@ GPU = torch.cuda.is_available()
 MARK = 0.40  # discernment
 ROOT = Path(__file__).resolve().parents[1]
 BASE_MODEL = ROOT / "output/base_model"
-CHAPTER = """
-import json, sys
-import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DPOConfig, DPOTrainer
-
-base_model, folder, steps = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(base_model)
-model = AutoModelForCausalLM.from_pretrained(base_model)
-args = DPOConfig(
-    output_dir=folder + "/chapter", beta=0.1, learning_rate=1e-5, num_train_epochs=3, per_device_train_batch_size=2, logging_steps=5,
-    save_steps=20, max_steps=int(steps), report_to="none", **({} if torch.cuda.is_available() else {"use_cpu": True, "bf16": False}),
-)
-with open(folder + "/data/train.json") as file:
-    pairs = Dataset.from_list(json.load(file))
-trainer = DPOTrainer(model=model, args=args, train_dataset=pairs, processing_class=tokenizer)
-trainer.train()
-trainer.save_model(folder + "/chapter/final_model")
-"""
+RECIPE = ROOT / "tests/chapter_recipe.py"
+sys.path.insert(0, str(ROOT / "code/chapter02_dpo"))
 
 
-def contestants(folder: Path, steps: int) -> dict[str, tuple[list[str], Path]]:
+def contestants(folder: Path, steps: int, against: Path | None) -> dict[str, tuple[list[str], Path]]:
     """Return the command of each contestant and the model that it writes, by name; folder holds data/train.json, and the chapter's code and output."""
     ours = [sys.executable, str(folder / "code/chapter02_dpo/3-train_dpo.py"), "--max-steps", str(steps)]
+    if against:
+        other = folder / "against"
+        copy_chapter(other, against)
+        theirs = [sys.executable, str(other / "code/chapter02_dpo/3-train_dpo.py"), "--max-steps", str(steps)]
+        return {"the other version": (theirs, other / "output/dpo_results/final_model"), "ours": (ours, folder / "output/dpo_results/final_model")}
     trl = ["--model_name_or_path", BASE_MODEL, "--dataset_name", folder / "data", "--output_dir", folder / "trl/final_model", "--max_steps", steps]
     trl += ["--num_train_epochs", 3, "--per_device_train_batch_size", 2, "--save_steps", 20, "--report_to", "none"]
     trl += [] if GPU else ["--use_cpu", "--bf16", "False"]
+    recipe = [sys.executable, RECIPE, BASE_MODEL, folder / "data/train.json", folder / "chapter", steps]
     return {
-        "the chapter's recipe": ([sys.executable, "-c", CHAPTER, str(BASE_MODEL), str(folder), str(steps)], folder / "chapter/final_model"),
+        "the chapter's recipe": (list(map(str, recipe)), folder / "chapter/final_model"),
         "trl dpo": ([str(Path(sys.executable).with_name("trl")), "dpo", *map(str, trl)], folder / "trl/final_model"),
         "ours": (ours, folder / "output/dpo_results/final_model"),
         "ours, --lora": ([*ours, "--lora"], folder / "output/dpo_results/final_model"),
     }
 
 
-def copy_chapter(folder: Path) -> None:
-    """Copy the code, and what steps 0 and 1 wrote, into a folder."""
-    shutil.copytree(ROOT / "code", folder / "code")
+def copy_chapter(folder: Path, checkout: Path = ROOT) -> None:
+    """Copy the code of a checkout, and what steps 0 and 1 wrote here, into a folder."""
+    shutil.copytree(checkout / "code", folder / "code")
     (folder / "output").mkdir()
     (folder / "output/base_model").symlink_to(BASE_MODEL.resolve())
     for name in ("preference_data.json", "control_data.json", "heldout_data.json"):
@@ -175,7 +165,7 @@ SHAPES = {  # layers, hidden size, intermediate size, vocabulary, parameters in 
 }
 RANDOM = """
 # Step 3 as it is, on random weights of one shape, up to where it would save them. Prints peak memory, GB taken from the card, seconds a step.
-import importlib.util, json, statistics, sys, time
+import json, pathlib, runpy, statistics, sys, time
 import torch, transformers, trl
 from trl.trainer import dpo_trainer
 
@@ -199,16 +189,15 @@ def train(trainer, **_):
     transformers.Trainer.train(trainer)
     seconds = statistics.median(b - a for a, b in zip(starts[1:], starts[2:]))
     taken = torch.cuda.max_memory_reserved() / 1e9 if device == "cuda" else 0
-    sys.exit(f"RESULT {step3.peak_memory(device)} {taken} {seconds}")
+    from toolkit.training import peak_memory
+    sys.exit(f"RESULT {peak_memory(device)} {taken} {seconds}")
 
 transformers.AutoModelForCausalLM.from_pretrained = from_pretrained
 dpo_trainer.hash_module = lambda _: "random"  # minutes for the largest
 trl.DPOTrainer.train = train
-spec = importlib.util.spec_from_file_location("step3", path)
-step3 = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(step3)
+sys.path.insert(0, str(pathlib.Path(path).parent))
 sys.argv = [path, "--max-steps", "20" if device == "cuda" else "5", *flags]
-step3.main()
+runpy.run_path(path, run_name="__main__")
 """
 
 
@@ -261,26 +250,28 @@ def print_sizes() -> None:
             memory, operations = needs(shape, lora, gpu=True)
             # torch was seen to take a quarter more than it uses
             fits = [f"{card} GB" for card in (16, 24, 80) if memory < 0.75 * card]
-            print(f"{name:14}{'LoRA' if lora else 'full':6}{memory:7.1f} GB {operations * 180 / 1e15:8.2f} PFLOP for 180 steps   fits {', '.join(fits) or 'none of 16, 24, 80 GB'}")
+            print(
+                f"{name:14}{'LoRA' if lora else 'full':6}{memory:7.1f} GB {operations * 180 / 1e15:8.2f} PFLOP for 180 steps   fits {', '.join(fits) or 'none of 16, 24, 80 GB'}"
+            )
             print(f"{'':14}on a CPU {needs(shape, lora, gpu=False)[0]:.1f} GB; {measured(shape, lora)}", flush=True)
 
 
 def print_replies() -> None:
     """Time the generation of replies and their scores, in a batch and one at a time, by step 2's own functions."""
-    import runpy
+    from toolkit.judge import agreement
+    from toolkit.models import as_conversation, ask, load_model
 
-    script = runpy.run_path(str(next((ROOT / "code/chapter02_dpo").glob("2-*.py"))))
-    model, tokenizer = script["load_model"](BASE_MODEL)
+    model, tokenizer = load_model(BASE_MODEL)
     claims = json.loads((ROOT / "output/heldout_data.json").read_text())[::3]
-    prompts = [script["as_conversation"](claim["prompt"]) for claim in claims]
+    prompts = [as_conversation(claim["prompt"]) for claim in claims]
     speeds, rates = [], []
     for size in (1, len(prompts)):
         parts = [slice(i, i + size) for i in range(0, len(prompts), size)]
         start = time.perf_counter()
-        replies = sum((script["ask"](model, tokenizer, prompts[part]) for part in parts), [])
+        replies = sum((ask(model, tokenizer, prompts[part]) for part in parts), [])
         asked = time.perf_counter()
         for part in parts:
-            script["agreement"](model, tokenizer, claims[part], replies[part])
+            agreement(model, tokenizer, claims[part], replies[part])
         seconds = asked - start, time.perf_counter() - asked
         speeds.append(sum(len(tokenizer(reply)["input_ids"]) for reply in replies) / seconds[0])
         rates.append(len(replies) / seconds[1])
@@ -293,7 +284,9 @@ def print_growth(counts: list[int]) -> None:
     pairs = json.loads((ROOT / "output/preference_data.json").read_text())
     for count, times in [(count, 1) for count in counts] + [(100, 2), (100, 4)]:
         rows = [pairs[i % len(pairs)] for i in range(count)]
-        rows = [{"prompt": f"{i}. {row['prompt']}"} | {key: " ".join([row[key]] * times) for key in ("chosen", "rejected")} for i, row in enumerate(rows)]
+        rows = [
+            {"prompt": f"{i}. {row['prompt']}"} | {key: " ".join([row[key]] * times) for key in ("chosen", "rejected")} for i, row in enumerate(rows)
+        ]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             copy_chapter(folder)
@@ -310,6 +303,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--judge", type=int, metavar="STEPS")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="time step 3 against that of another version of this repository")
     parser.add_argument("--sizes", action="store_true")
     parser.add_argument("--replies", action="store_true")
     parser.add_argument("--growth", type=int, nargs="+")
@@ -344,7 +338,7 @@ def main() -> None:
             (folder / "data").mkdir()
             (folder / "data/train.json").write_text(json.dumps(pairs))
             copy_chapter(folder)
-            for contestant, (command, model) in contestants(folder, steps).items():
+            for contestant, (command, model) in contestants(folder, steps, flags.against).items():
                 if flags.judge:
                     result = judged_run(command, model, folder, flags.judge)
                 else:

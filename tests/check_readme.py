@@ -1,4 +1,4 @@
-"""Checks the README against the code: its commands, flags, files, quoted output and the figures on labelled replies.
+"""Checks README.md, RESULTS.md and DESIGN.md against the code: commands, flags, files, links, quoted output, and the figures on labelled replies.
 
     python tests/check_readme.py                            # runs steps 0 (from the wheel) and 1 and every --help
     python tests/check_readme.py output [output of another run ...]  # and looks up every quoted reply and figure in finished runs
@@ -10,8 +10,8 @@ import ast
 import contextlib
 import io
 import json
+import math
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -19,49 +19,62 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import ROOT, SCRIPTS, Chapter  # noqa: E402
+from conftest import CHAPTER, ROOT, SCRIPTS, Chapter  # noqa: E402
+from toolkit import measure  # noqa: E402
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SOURCES = {path.name: path.read_text(encoding="utf-8") for path in [*SCRIPTS.values(), ROOT / "tests/benchmark.py"]}
+NAMES = ["README.md", "code/chapter02_dpo/RESULTS.md", "code/chapter02_dpo/DESIGN.md"]
+DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
+README, RESULTS, DESIGN = DOCUMENTS.values()
+LONGEST = 180  # lines of the README, which is read on a phone
+CODE = [*SCRIPTS.values(), *sorted((CHAPTER / "toolkit").glob("*.py"))]  # what says something to a reader
+SOURCES = {path.name: path.read_text(encoding="utf-8") for path in [*CODE, ROOT / "tests/benchmark.py"]}
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nothing listens there
 REPLY = re.compile(r"\[(Raw response before tuning|Preference-aligned response)\]")
-STEP_4 = runpy.run_path(str(SCRIPTS["4"]))
 DIRECTIONS = ["question", "blunt", "concise", "cited"]
+FENCED = re.compile(r"(?ms)^```.*?^```$")
 
 
 def one_space(text: str) -> str:
     return " ".join(text.split())
 
 
-def code_spans(readme: str) -> list[str]:
-    """Return what stands in `backticks`, outside of fenced and indented blocks."""
-    return [one_space(span) for span in re.findall(r"`([^`]+)`", re.sub(r"(?ms)^```.*?^```$|^    .*?$", "", readme))]
+def code_spans(document: str) -> list[str]:
+    """Return what stands in `backticks` or <code>, outside of fenced and indented blocks."""
+    prose = re.sub(r"(?m)^    .*?$", "", FENCED.sub("", document))
+    return [one_space(first or second) for first, second in re.findall(r"`([^`]+)`|<code>(.*?)</code>", prose)]
 
 
-def commands(readme: str) -> list[str]:
-    return [line for block in re.findall(r"(?ms)^```bash\n(.*?)^```$", readme) for line in block.splitlines()]
+def commands(document: str) -> list[str]:
+    """Return every line to paste: those of bash blocks, and what in the text begins like one."""
+    lines = [line for block in re.findall(r"(?ms)^```bash\n(.*?)^```$", document) for line in block.splitlines()]
+    return lines + [span for span in code_spans(document) if span.startswith(("bash ", "python ", "pip ", "source "))]
 
 
-def check_commands(readme: str) -> None:
+def check_commands(documents: dict[str, str]) -> None:
     """Every line to paste is a known program with a file that exists, or the pinned torch."""
-    assert len(commands(readme)) >= 10
-    for line in commands(readme):
+    lines = [line for document in documents.values() for line in commands(document)]
+    assert len(set(lines)) >= 10
+    first = [line.split()[0] for line in commands(documents["README.md"])[:3]]
+    assert first == ["python3", "pip", "bash"], "torch for a CPU does not come before the command that would fetch CUDA"
+    for line in lines:
+        words = shlex.split(line)
         if line.startswith("python -c "):
-            compile(shlex.split(line)[2], line, "exec")
-        elif line.startswith(("bash ", "python ")):
-            assert (ROOT / line.split()[1]).is_file(), f"no such file: {line}"
+            compile(words[2], line, "exec")
+        elif line.startswith(("bash ", "python ", "pip install -r ")):
+            file = words[3] if words[0] == "pip" else words[1]
+            assert (ROOT / file).is_file(), f"no such file: {line}"
         elif line.startswith("pip install "):
-            assert line.split()[2] in (ROOT / "requirements.txt").read_text().split(), f"not the version of requirements.txt: {line}"
+            assert words[2] in (ROOT / "requirements.txt").read_text().split(), f"not the version of requirements.txt: {line}"
         else:
-            assert line == "python3 -m venv .venv && source .venv/bin/activate", f"not a command of this repository: {line}"
+            assert "python3 -m venv .venv && source .venv/bin/activate".endswith(line), f"not a command of this repository: {line}"
 
 
-def check_flags(readme: str) -> None:
+def check_flags(documents: dict[str, str]) -> None:
     """A flag beside a script's name is one of that script, and a flag alone is one of some script."""
     helps = {path.name: subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True).stdout for path in SCRIPTS.values()}
     helps["benchmark.py"] = SOURCES["benchmark.py"]
     checked = set()
-    for span in code_spans(readme) + commands(readme):
+    for span in [span for document in documents.values() for span in code_spans(document) + commands(document)]:
         script = re.search(r"([0-4]-\w+|benchmark|check_readme)\.py", span)
         ours = span[script.end() :] if script else "" if span.startswith(("pip ", "python3 ", "accelerate ")) else span
         known = helps.get(script[0], "") if script else "".join(helps.values())
@@ -71,23 +84,78 @@ def check_flags(readme: str) -> None:
     assert len(checked) >= 12
 
 
-def check_files(readme: str) -> None:
-    """A file in `backticks` is in the repository, or a script says that it writes it."""
-    names = {path.name for path in ROOT.rglob("*") if "output" not in path.parts}
-    docstrings = " ".join(source.split('"""')[1] for source in SOURCES.values()) + " source.json"
+def check_files(documents: dict[str, str]) -> None:
+    """A file in `backticks` is in the repository, as seen from its root or from the document, or a script says that it writes it."""
+    names = {path.name for folder in ("code", "tests") for path in (ROOT / folder).rglob("*")} | {path.name for path in ROOT.iterdir()}
+    docstrings = " ".join(ast.get_docstring(ast.parse(source)) or "" for source in SOURCES.values()) + " source.json"
     checked = set()
-    for word in " ".join(code_spans(readme) + commands(readme)).split():
-        if re.fullmatch(r"[\w./-]+(\.\w+|/)", word) and not word.startswith("."):
-            there = (ROOT / word).exists() or word in names or re.search(rf"(?<![\w-]){re.escape(word)}(?!\w)", docstrings)
-            assert there, f"no such file: {word}"
-            checked.add(word)
+    for name, document in documents.items():
+        for word in " ".join(code_spans(document) + commands(document)).split():
+            if re.fullmatch(r"[\w./-]+(\.[a-z]\w*|/)", word) and not word.startswith("."):
+                there = any((folder / word).exists() for folder in (ROOT, (ROOT / name).parent)) or word in names
+                end = "" if word.endswith("/") else r"(?!\w)"
+                assert there or re.search(rf"(?<![\w-]){re.escape(word)}{end}", docstrings), f"no such file: {word}"
+                checked.add(word)
     assert len(checked) >= 20
 
 
+def anchors(document: str) -> set[str]:
+    """Return what GitHub makes of the headings, for links into a document."""
+    headings = re.findall(r"(?m)^#+ (.*)$", FENCED.sub("", document))
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def check_links(documents: dict[str, str]) -> None:
+    """A link into the repository leads to a file, and to a heading of it; README and RESULTS and DESIGN can be reached from each other."""
+    checked = set()
+    for name, document in documents.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", document)):
+            if target.startswith("https://"):
+                continue
+            file, _, anchor = target.partition("#")
+            path = ((ROOT / name).parent / file).resolve() if file else ROOT / name
+            assert path.is_file(), f"a link to no file: {target}"
+            there = documents.get(path.relative_to(ROOT).as_posix(), "")
+            assert not anchor or anchor in anchors(there), f"a link to no heading: {target}"
+            checked.add(path)
+    assert {ROOT / name for name in documents} <= checked, "a document that no link leads to"
+
+
+def check_shape(documents: dict[str, str]) -> None:
+    """The README can be read on a phone: short, its lines wrapped; the page for whoever carries the work on fits a screen."""
+    README, _, DESIGN = documents.values()
+    assert len(README.splitlines()) <= LONGEST, f"the README is longer than {LONGEST} lines"
+    assert len(DESIGN.splitlines()) <= 45, "DESIGN.md is longer than a screen"
+    for document in documents.values():
+        for line in FENCED.sub("", document).splitlines():
+            assert len(line) <= 120 or line.startswith("|"), f"longer than 120 columns: {line}"
+            assert README != document or line.count("|") <= 5, f"a table too wide for a phone: {line}"
+
+
+def check_sums(documents: dict[str, str]) -> None:
+    """The README's examples of the loss are calculated right, and the question is the chapter's."""
+    examples = re.findall(r"-log sigmoid\(([\d. *]+)\)\s+=\s+([\d.]+\d)", one_space(documents["README.md"]))
+    assert len(examples) >= 2
+    for margin, loss in examples:
+        value = math.log1p(math.exp(-math.prod(map(float, margin.split("*")))))
+        assert f"{value:.{len(loss) - 2}f}" == loss, f"-log sigmoid({margin}) is not {loss} but {value:.4f}"
+    for name in list(documents)[:2]:
+        assert measure.QUESTION in one_space(documents[name]), f"{name} does not ask the chapter's question"
+
+
+def check_summary(documents: dict[str, str]) -> None:
+    """A rate or a discernment in the README's text stands in RESULTS.md too, where it is said what was counted."""
+    readme, results = (re.sub(r"(?m)^    .*?$", "", FENCED.sub("", text)) for text in list(documents.values())[:2])
+    figures, known = (re.findall(r"(?<![\d.])(?=(\+?\d+ %|\+\d\d\b))\+?", one_space(text)) for text in (readme, results))
+    assert len(figures) >= 12
+    for figure in figures:
+        assert any(figure in other for other in known), f"RESULTS.md does not have the README's {figure}"
+
+
 def templates() -> list[list[str]]:
-    """Return every string of the scripts as its parts between {values}."""
+    """Return every string of the scripts and of what they share, as its parts between {values}."""
     found = []
-    for path in SCRIPTS.values():
+    for path in CODE:
         for node in ast.walk(ast.parse(SOURCES[path.name])):
             if isinstance(node, ast.JoinedStr):
                 parts = "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values).split("\0")
@@ -97,54 +165,62 @@ def templates() -> list[list[str]]:
     return found
 
 
-def check_messages(readme: str) -> None:
-    """A quoted error is how a message of a script begins, with anything in the places of its {values}."""
-    spans = [span.removeprefix("error: ") for span in code_spans(readme) if span.startswith("error: ")]
-    assert len(spans) >= 4
-    for span in spans:
-        for parts in templates():
-            beginnings = (parts[:number] for number in range(1, len(parts) + 1))
-            if parts[0].startswith(span) or any(len("".join(some)) > 12 and re.match(".+?".join(map(re.escape, some)), span) for some in beginnings):
-                break
-        else:
-            raise AssertionError(f"no script says: error: {span}")
+def begins_like(text: str, parts: list[str]) -> bool:
+    """Return whether a text is the beginning of a message, or begins with more than a word of it, with anything in the places of its {values}."""
+    beginnings = [parts[:number] for number in range(1, len(parts) + 1) if len("".join(parts[:number])) > 12]
+    return parts[0].startswith(text) or any(re.match(".+?".join(map(re.escape, some)), text) for some in beginnings)
 
 
-def quoted_lines(readme: str) -> list[tuple[str, bool]]:
-    """Return each line of the indented blocks, cut at [...], and whether it is of a model's reply."""
-    lines, in_reply = [], False
-    for line in re.sub(r"(?ms)^```.*?^```$", "", readme).splitlines():
+def check_messages(documents: dict[str, str]) -> None:
+    """A quoted error is how a message begins, with anything in the places of its {values}."""
+    said = templates()
+    for name in list(documents)[:2]:
+        spans = [span.removeprefix("error: ") for span in code_spans(documents[name]) if span.startswith("error: ")]
+        assert len(spans) >= 2
+        for span in spans:
+            assert any(begins_like(span, parts) for parts in said), f"no script says: error: {span}"
+
+
+def quoted_lines(document: str) -> list[tuple[str, str]]:
+    """Return each line of the indented blocks, cut at [...], and if it is of a model's reply the direction of that model, polite by default."""
+    lines, reply_of = [], ""
+    for line in FENCED.sub("", document).splitlines():
         text = line.strip()
         if not line.startswith("    ") or not text:
-            in_reply = False
+            reply_of = ""
             continue
         label, _, rest = text.partition("  ")
-        labelled = label in ("before", "after", *DIRECTIONS)
-        lines += [(one_space(part), in_reply or labelled) for part in (rest if labelled else text).split("[...]") if part.strip()]
-        in_reply = in_reply or bool(REPLY.fullmatch(text))
+        labelled = {"before": "polite", "after": "polite"}.get(label) or (label if label in DIRECTIONS else "")
+        lines += [(one_space(part), labelled or reply_of) for part in (rest if labelled else text).split("[...]") if part.strip()]
+        reply_of = "polite" if REPLY.fullmatch(text) else reply_of
     return lines
 
 
 def check_quotes(readme: str, printed: str, folders: list[Path]) -> None:
-    """Quoted output was printed by 0 or 1, is a formula or a header of the scripts, or comes from one of the finished runs.
+    """Quoted output was printed by 0 or 1, is a formula or a header of the code, or comes from one of the finished runs.
 
     Without a finished run, replies are not looked up, since on another processor a few are others, and of a table only the names of its rows.
+    Replies of a direction are looked up if a finished run of it is among the folders.
     """
     heldout = json.loads((folders[0] / "heldout_data.json").read_text(encoding="utf-8")) if folders else []
     known = [printed, *SOURCES.values(), *(claim["prompt"] for claim in heldout)]
     names = [text for [text, *_] in templates() if len(text) > 10]
     runs = [folder for folder in folders if (folder / "after.json").exists()]
+    claims = [claim for folder in runs for claim in json.loads((folder / "heldout_data.json").read_text(encoding="utf-8"))]
+    directions = {claim.get("direction", "polite") for claim in claims}
     for folder in folders:
         known += [item["reply"] for name in ("before", "after") if (folder / f"{name}.json").exists() for item in replies(folder / f"{name}.json")]
     for folder in runs:
         known.append(printed_by(folder))
     known = one_space("\n".join(known))
-    for text, is_reply in quoted_lines(readme):
-        if is_reply and not runs:
+    for text, reply_of in quoted_lines(readme):
+        if reply_of and reply_of not in directions:
             continue
-        if not runs and re.search(r"\d", text) and any(text.startswith(name) for name in names) or not runs and re.fullmatch(r"[\d. -]+", text):
-            continue  # a row of figures
-        assert text in known, f"nothing prints: {text}"
+        row_of_figures = re.fullmatch(r"[\d. -]+", text) or (re.search(r"\d", text) and any(text.startswith(name) for name in names))
+        if row_of_figures and not runs:
+            continue
+        heading = REPLY.fullmatch(text)
+        assert (heading[1] if heading else text) in known, f"nothing prints: {text}"
 
 
 def replies(path: Path) -> list[dict]:
@@ -154,17 +230,18 @@ def replies(path: Path) -> list[dict]:
 
 def read_run(folder: Path) -> tuple[list[dict], dict]:
     """Return the rows of the table of step 4, and the log of step 3."""
-    before, after, log = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("before.json", "after.json", "dpo_results/training_log.json"))
+    names = ("before.json", "after.json", "dpo_results/training_log.json")
+    before, after, log = (json.loads((folder / name).read_text(encoding="utf-8")) for name in names)
     for side in (before, after):
         side["questions"] = side["questions"][:1]  # without those of --ask
-    return STEP_4["changes"](before, after), log
+    return measure.changes(before, after), log
 
 
 def printed_by(folder: Path) -> str:
     """Return the tables that steps 3 and 4 print, made again from what they wrote."""
     rows, log = read_run(folder)
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        STEP_4["show_changes"](rows)
+        measure.show_changes(rows)
     for row in log["history"]:
         if "loss/dpo" in row:
             names = ("rewards/margins", "rewards/chosen", "rewards/rejected")
@@ -172,27 +249,27 @@ def printed_by(folder: Path) -> str:
     return out.getvalue()
 
 
-def check_figures(readme: str, folders: list[Path]) -> None:
+def check_figures(results: str, folders: list[Path]) -> None:
     """The rates of every finished run stand in a row of a table, with its log-loss."""
     for folder in folders:
         rows, log = read_run(folder)
         wrong, right, discernment, log_loss = (row["after"] for row in rows[:4])
         change = f"{log_loss / rows[3]['before'] - 1:+.0%}".replace("%", " %")
         line = f"{wrong:.0%} {right:.0%} {100 * discernment:+.0f}".replace("%", " %")
-        lines = [one_space(re.sub("[|/]", " ", line)) for line in readme.splitlines() if line.startswith("|")]
+        lines = [one_space(re.sub("[|/]", " ", line)) for line in results.splitlines() if line.startswith("|")]
         assert any(line in other and (change in other or f"{log_loss:.3f}" in other) for other in lines), f"{folder}: no row has {line} and {change}"
 
 
-def check_labelled_replies(readme: str) -> None:
-    """How well the measure of steps 2 and 4 reads single replies, and how often two annotators differ: the README says it."""
+def check_labelled_replies(documents: dict[str, str]) -> None:
+    """How well the measure of steps 2 and 4 reads single replies, and how often two annotators differ: RESULTS.md says it."""
     from sklearn.metrics import cohen_kappa_score as kappa
 
     rows = json.loads((ROOT / "tests/labelled_replies.json").read_text(encoding="utf-8"))
     assert len(rows) == 320 and len({(row["model"], row["prompt"]) for row in rows}) == 320
-    text = one_space(readme)
+    readme, text, _ = map(one_space, documents.values())
 
     def says(figures: str) -> None:
-        assert figures.replace("%", " %") in text, f"the README does not say: {figures}"
+        assert figures.replace("%", " %") in text, f"RESULTS.md does not say: {figures}"
 
     def read(rows: list[dict]) -> list[tuple[str, str]]:
         """Return the labels of the replies that take a side, and how the measure reads each."""
@@ -208,7 +285,9 @@ def check_labelled_replies(readme: str) -> None:
     assert right(judged) / len(judged) >= 0.85
     says(f"They agreed on {right(labels)} (kappa {kappa(*zip(*labels)):.2f};")
     says(f"In {len(rows) - len(judged)} the reply takes no side")
-    says(f"Of the other {len(judged)} the measure reads {right(judged)} as they did ({right(judged) / len(judged):.0%}, kappa {kappa(*zip(*judged)):.2f})")
+    share = f"{right(judged) / len(judged):.0%}"
+    says(f"Of the other {len(judged)} the measure reads {right(judged)} as they did ({share}, kappa {kappa(*zip(*judged)):.2f})")
+    assert f"the measure did in {share}".replace("%", " %") in readme, f"README.md does not say: the measure did in {share}"
     for label in ("agree", "disagree"):
         pairs = [pair for pair in judged if pair[0] == f"{label}s"]
         says(f"{right(pairs)} of {len(pairs)} {label}ments")
@@ -224,22 +303,24 @@ def check_labelled_replies(readme: str) -> None:
     says(f"{rates['base', True]} of the right ones before, {rates[one, True]} and {rates[other, True]} after")
 
 
-CHECKS = [check_commands, check_flags, check_files, check_messages, check_labelled_replies]
+CHECKS = [check_commands, check_flags, check_files, check_links, check_shape, check_sums, check_summary, check_messages, check_labelled_replies]
 
 
 def main(folders: list[Path]) -> None:
     for check in CHECKS:
-        check(README)
+        check(DOCUMENTS)
     with tempfile.TemporaryDirectory() as folder:
         chapter = Chapter(Path(folder) / "chapter")
         printed = chapter.ok(0, **NO_HUB) + chapter.ok(1)
-        check_quotes(README, printed, folders or [chapter.output])
-    check_figures(README, folders)
-    print(f"The README holds: {len(CHECKS)} checks, {len(quoted_lines(README))} quoted lines, {len(folders)} finished runs")
+        for document in DOCUMENTS.values():
+            check_quotes(document, printed, folders or [chapter.output])
+    check_figures(RESULTS, folders)
+    quotes = sum(len(quoted_lines(document)) for document in DOCUMENTS.values())
+    print(f"README, RESULTS and DESIGN hold: {len(CHECKS)} checks, {quotes} quoted lines, {len(folders)} finished runs")
 
 
 if __name__ == "__main__":
     try:
         main([Path(folder) for folder in sys.argv[1:]])
     except AssertionError as error:
-        sys.exit(f"error: README.md: {error}")
+        sys.exit(f"error: {error}")

@@ -1,3 +1,5 @@
+"""A copy of the chapter to run the scripts in, and the tiny model."""
+
 import os
 import shutil
 import subprocess
@@ -6,18 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from forked import FORKS, Forked
+
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = {path.name[0]: path for path in sorted((ROOT / "code/chapter02_dpo").glob("[0-4]-*.py"))}
+CHAPTER = ROOT / "code/chapter02_dpo"
+SCRIPTS = {path.name[0]: path for path in sorted(CHAPTER.glob("[0-4]-*.py"))}
 UNSHARE = ["unshare", "--map-root-user", "--mount", "--net"]  # a process with mounts of its own and without a network
 needs_namespaces = pytest.mark.skipif(
     not shutil.which("unshare") or subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode != 0,
     reason="needs unshare and the right to use it (Linux)",
 )
+sys.path.insert(0, str(CHAPTER))  # `from toolkit import ...`, as in the scripts
 
 
 def clean_environment(root: Path) -> dict[str, str]:
     """The environment without the reader's settings of hub and accelerate, and proxy; on the CPU, where runs repeat bit for bit; 100 columns."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "ACCELERATE_"))}
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "ACCELERATE_", "MPLBACKEND"))}
     return env | {
         "HF_HOME": str(root / "hf_home"),
         "NO_PROXY": "127.0.0.1",
@@ -28,8 +34,19 @@ def clean_environment(root: Path) -> dict[str, str]:
     }
 
 
+RUNS_THE_CHAPTER = {"tiny", "real", "whole_run", "finished", "reported", "hub"}  # fixtures of tests that train, generate or download
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "quick: trains and generates nothing; bash tests/run.sh quick")
+    config.addinivalue_line("markers", "slow: takes long although none of the fixtures says so")
+
+
 def pytest_collection_modifyitems(items):
-    """The real model first: that file takes longest, and the other process has all others meanwhile."""
+    """Mark the quick tests; and the real model first: that file takes longest, and the other process has all others meanwhile."""
+    for item in items:
+        if not RUNS_THE_CHAPTER & set(item.fixturenames) and not item.get_closest_marker("slow"):
+            item.add_marker("quick")
     items.sort(key=lambda item: item.path.name != "test_real.py")
 
 
@@ -41,12 +58,12 @@ class Chapter:
         self.output = root / "output"
         shutil.copytree(ROOT / "code", root / "code", ignore=shutil.ignore_patterns("__pycache__"))
 
-    def start(self, number: int | str, *flags: str, cwd: Path | None = None, pipe=subprocess.PIPE, **environment: str) -> subprocess.Popen:
+    def start(self, number: int | str, *flags: str, cwd: Path | None = None, pipe=subprocess.PIPE, as_command=False, **environment: str):
         script = self.root / "code/chapter02_dpo" / SCRIPTS[str(number)].name
         env = clean_environment(self.root) | environment
-        return subprocess.Popen(
-            [sys.executable, str(script), *flags], cwd=cwd or self.root, env=env, text=True, stdout=pipe, stderr=pipe
-        )
+        if FORKS and not as_command and str(number) in "234" and "PYTHONPATH" not in environment:
+            return Forked([str(script), *flags], cwd or self.root, env, pipe)
+        return subprocess.Popen([sys.executable, str(script), *flags], cwd=cwd or self.root, env=env, text=True, stdout=pipe, stderr=pipe)
 
     def run(self, number: int | str, *flags: str, **options) -> subprocess.CompletedProcess:
         """Run a script to its end."""

@@ -107,7 +107,7 @@ class Hub:
             request.send_header(key, value)
         request.end_headers()
 
-    def send(self, request, status: int, body: bytes, headers: dict = {}) -> None:
-        self.begin(request, status, len(body), headers)
+    def send(self, request, status: int, body: bytes, headers: dict | None = None) -> None:
+        self.begin(request, status, len(body), headers or {})
         if request.command == "GET":
             request.wfile.write(body)

@@ -1,12 +1,12 @@
 """Files that a reader edited by hand or took from elsewhere: what is accepted, and what each refusal says."""
 
 import json
-import runpy
 
 import pytest
-from conftest import SCRIPTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from toolkit import pairs, paths
 
 GOOD = {"prompt": "Is the sky green?", "chosen": "It is blue.", "rejected": "It is green."}
 OTHER = {"prompt": "Is grass blue?", "chosen": "It is green.", "rejected": "It is blue."}
@@ -29,7 +29,23 @@ def without(key) -> bytes:
     return text([OTHER, {name: value for name, value in GOOD.items() if name != key}])
 
 
-NOT_TEXT = [None, 7, 1.5, True, [], {}, [[GOOD["prompt"]]], [None], [{"role": "user"}], [{"content": "a"}], [message("a", "nobody")], [message(7)], "", "  \n", "\ud800"]
+NOT_TEXT = [
+    None,
+    7,
+    1.5,
+    True,
+    [],
+    {},
+    [[GOOD["prompt"]]],
+    [None],
+    [{"role": "user"}],
+    [{"content": "a"}],
+    [message("a", "nobody")],
+    [message(7)],
+    "",
+    "  \n",
+    "\ud800",
+]
 BAD = {
     # what is no JSON list
     "empty file": (b"", "is not valid JSON"),
@@ -85,33 +101,37 @@ ACCEPTED = {
     "more columns": changed(score=7, chosen_rating=None),
     "the same item twice": text([GOOD, GOOD]),
     "the same prompt twice": changed(prompt=OTHER["prompt"], chosen="It is not."),
-    "right to left, emoji": changed(prompt="\u0647\u0644 \u0627\u0644\u0633\u0645\u0627\u0621 \u062e\u0636\u0631\u0627\u0621\u061f \U0001f469\u200d\U0001f52c"),
+    "right to left, emoji": changed(
+        prompt="\u0647\u0644 \u0627\u0644\u0633\u0645\u0627\u0621 \u062e\u0636\u0631\u0627\u0621\u061f \U0001f469\u200d\U0001f52c"
+    ),
     "half of a token": changed(prompt="Is <|im_end a token?"),
     "an escaped NUL": changed(prompt="a\0b"),
-    "messages": changed(prompt=[message("Is the sky green?")], chosen=[message("It is blue.", "assistant")], rejected=[message("It is green.", "assistant")]),
+    "messages": changed(
+        prompt=[message("Is the sky green?")], chosen=[message("It is blue.", "assistant")], rejected=[message("It is green.", "assistant")]
+    ),
     "whole conversations, as in UltraFeedback": changed(
-        chosen=[message("Is the sky green?"), message("It is blue.", "assistant")], rejected=[message("Is the sky green?"), message("It is green.", "assistant")]
+        chosen=[message("Is the sky green?"), message("It is blue.", "assistant")],
+        rejected=[message("Is the sky green?"), message("It is green.", "assistant")],
     ),
     "several turns": changed(prompt=[message("Be short.", "system"), message("Hello"), message("Hello.", "assistant"), message("Is the sky green?")]),
 }
 
 
 @pytest.fixture(scope="module")
-def script(tiny_model, tmp_path_factory):
-    """Step 3's functions, with the root in an empty folder, and the tiny model's tokenizer."""
+def read(tiny_model, tmp_path_factory):
+    """What step 3 reads its pairs with, for the tiny model, from an empty folder."""
     from transformers import AutoTokenizer
 
     root = tmp_path_factory.mktemp("bad input")
-    functions = runpy.run_path(str(SCRIPTS["3"]))
-    functions["read_pairs"].__globals__["ROOT"] = root
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
 
     def read(content: bytes) -> list[dict]:
         (root / "preference_data.json").write_bytes(content)
-        return functions["read_pairs"](root / "preference_data.json", tokenizer, 2048)
+        return pairs.read_pairs(root / "preference_data.json", tokenizer, 2048)
 
-    functions["read"] = read
-    return functions
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "ROOT", root)
+        yield read
 
 
 def test_there_are_sixty_bad_files():
@@ -119,31 +139,31 @@ def test_there_are_sixty_bad_files():
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_file(script, name):
+def test_bad_file(read, name):
     content, line = BAD[name]
     with pytest.raises(SystemExit) as refused:
-        script["read"](content)
+        read(content)
     assert refused.value.code.startswith("error: preference_data.json") and line in refused.value.code and "\n" not in refused.value.code
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_accepted_file(script, name):
-    pairs = script["read"](ACCEPTED[name])
-    assert len(pairs) == len(json.loads(ACCEPTED[name]))
-    for pair in pairs:
+def test_accepted_file(read, name):
+    accepted = read(ACCEPTED[name])
+    assert len(accepted) == len(json.loads(ACCEPTED[name]))
+    for pair in accepted:
         assert [pair[key][-1]["role"] for key in GOOD] == ["user", "assistant", "assistant"] and len(pair["chosen"]) == len(pair["rejected"]) == 1
     if name.startswith(("messages", "whole", "UTF", "with")):
-        assert pairs[-1] == script["read"](text([GOOD]))[0]
+        assert accepted[-1] == read(text([GOOD]))[0]
 
 
-def test_all_problems_in_one_pass_and_at_most_ten_lines(script):
+def test_all_problems_in_one_pass_and_at_most_ten_lines(read):
     rows = [GOOD, 7, OTHER, GOOD | {"chosen": ""}, {"prompt": "a"}]
     with pytest.raises(SystemExit) as refused:
-        script["read"](text(rows))
+        read(text(rows))
     lines = refused.value.code.splitlines()
     assert [line.split(":")[1] for line in lines] == [f" preference_data.json, item {number}" for number in (2, 4, 5)]
     with pytest.raises(SystemExit) as refused:
-        script["read"](text(rows * 100))
+        read(text(rows * 100))
     lines = refused.value.code.splitlines()
     assert len(lines) == 10 and lines[-1] == "error: preference_data.json has 291 more items that cannot be trained on"
 
@@ -184,7 +204,9 @@ def test_a_question_with_the_end_of_a_turn(tiny):
     assert "holds <|im_end|>, which is no text to the model; take it out" in tiny.error(2, "--ask", "Hello<|im_end|>\nObey.")
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"null", b'{"heldout": 7}', b'{"heldout": [], "questions": [], "neutral_log_loss": [NaN]}', b'{"heldout": [[]]}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b"null", b'{"heldout": 7}', b'{"heldout": [], "questions": [], "neutral_log_loss": [NaN]}', b'{"heldout": [[]]}']
+)
 def test_bad_before(tiny, content):
     (tiny.output / "before.json").write_bytes(content)
     line = tiny.error(4)
@@ -218,30 +240,33 @@ messages = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["system", "u
 anything = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(), lambda items: st.lists(items, max_size=2), max_leaves=3)
 values = texts | texts | texts | messages | anything
 rows = st.fixed_dictionaries({}, optional={"prompt": values, "chosen": values, "rejected": values}) | anything | texts
-likely = st.fixed_dictionaries({"prompt": st.text(min_size=1, max_size=40), "chosen": st.text(min_size=1, max_size=40), "rejected": st.text(min_size=1, max_size=40)})
+likely = st.fixed_dictionaries(
+    {"prompt": st.text(min_size=1, max_size=40), "chosen": st.text(min_size=1, max_size=40), "rejected": st.text(min_size=1, max_size=40)}
+)
 
 
 @pytest.fixture(scope="module")
-def train_one_step(script, tiny_model, tmp_path_factory):
+def train_one_step(tiny_model, tmp_path_factory):
     """A function that trains the tiny model on pairs for one step, with step 3's own trainer."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig
 
+    from toolkit.training import DPOWithSFTTrainer
+
     folder = tmp_path_factory.mktemp("one step")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
 
-    def train(pairs: list[dict]) -> float:
+    def train(rows: list[dict]) -> float:
         args = DPOConfig(
             output_dir=folder, max_steps=1, use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True,
             precompute_ref_log_probs=True, max_length=None,
         )  # fmt: skip
         model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-        config = script["Config"]()
-        trainer = script["make_trainer"](
-            config, [str(i) for i in range(len(pairs))], model=model, args=args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
-        )
+        items = [str(i) for i in range(len(rows))]
+        losses = {"dpo": 1.0, "sft": 0.2}
+        trainer = DPOWithSFTTrainer(losses, items, model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
         trainer.train()
         return trainer.state.log_history[-1]["train_loss"]
 
@@ -250,10 +275,10 @@ def train_one_step(script, tiny_model, tmp_path_factory):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.lists(rows | likely, min_size=1, max_size=2) | st.lists(likely, min_size=1, max_size=2))
-def test_any_rows_train_or_are_named(script, train_one_step, data):
+def test_any_rows_train_or_are_named(read, train_one_step, data):
     try:
-        pairs = script["read"](json.dumps(data).encode())
+        accepted = read(json.dumps(data).encode())
     except SystemExit as refused:
         assert all(line.startswith("error: preference_data.json, item ") for line in refused.code.splitlines())
     else:
-        assert train_one_step(pairs) > 0
+        assert train_one_step(accepted) > 0

@@ -10,6 +10,7 @@ import time
 import zipfile
 
 import pytest
+
 from conftest import SCRIPTS, clean_environment
 from hub_server import COMMIT, Hub
 
@@ -222,8 +223,9 @@ def test_modelscope_without_its_package_names_the_command(chapter):
 
 def run_with(chapter, patch: str, *flags: str, **environment: str):
     """Run step 0 in a Python in which `patch` was executed first."""
-    code = f"import runpy, shutil, sys, torch\n{patch}\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
     script = chapter.root / "code/chapter02_dpo" / SCRIPTS["0"].name
+    code = f"import runpy, shutil, sys, torch\n{patch}\nsys.argv = sys.argv[1:]\nsys.path[0] = {str(script.parent)!r}\n"
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     env = clean_environment(chapter.root) | environment
     return subprocess.run([sys.executable, "-c", code, str(script), *flags], env=env, capture_output=True, text=True)
 

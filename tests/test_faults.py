@@ -9,7 +9,6 @@ import json
 import os
 import random
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -18,8 +17,10 @@ import time
 
 import psutil
 import pytest
+
 from conftest import ROOT, SCRIPTS, UNSHARE, Chapter, clean_environment, needs_namespaces
 from test_train import copy, log, results, weights
+from toolkit.checkpoints import explain
 
 KILLS = int(os.environ.get("KILLS", "4"))
 FLAGS = ("--max-steps", "60", "--learning-rate", "1e-3")
@@ -70,7 +71,9 @@ def assert_whole(chapter) -> None:
         if path.suffix == ".png":
             Image.open(path).load()
     for folder in (chapter.output / "base_model", results(chapter) / "final_model"):
-        assert not folder.exists() or {"config.json", "model.safetensors", "tokenizer.json", "source.json"} <= {path.name for path in folder.iterdir()}
+        assert not folder.exists() or {"config.json", "model.safetensors", "tokenizer.json", "source.json"} <= {
+            path.name for path in folder.iterdir()
+        }
 
 
 @pytest.mark.parametrize("number", ["0", "1", "2", "3", "4"])
@@ -136,7 +139,7 @@ def test_resumed_twice_and_after_a_kill_in_a_checkpoint_gives_the_same_weights(t
     flags = ("--max-steps", "160", "--learning-rate", "1e-3")
     resume = ()
     for step in (40, 60, 80, 100, 120):  # until a kill comes before the checkpoint is whole
-        stop_when(tiny.start(3, *flags, *resume, pipe=subprocess.DEVNULL), lambda: checkpoint_begun(tiny, step), signal.SIGKILL)
+        stop_when(tiny.start(3, *flags, *resume, pipe=subprocess.DEVNULL), lambda step=step: checkpoint_begun(tiny, step), signal.SIGKILL)
         resume = ("--resume",)
         if not checkpoint_whole(tiny, step):
             break
@@ -238,7 +241,9 @@ def test_no_space_left_and_read_only(finished, number, free, fault):
     assert line.startswith("error: ") and {"full": "No space left on device", "read-only": "Read-only file system"}[fault] in line
     whole = [name for name, content in left.items() if name.endswith("trainer_state.json") and content.endswith(b"\n}\n")]
     assert line.endswith("with --resume") == bool(whole)
-    assert {name: content for name, content in left.items() if "checkpoint-" not in name and not name.endswith(("run.json", "results/README.md"))} == kept
+    assert {
+        name: content for name, content in left.items() if "checkpoint-" not in name and not name.endswith(("run.json", "results/README.md"))
+    } == kept
 
 
 @pytest.mark.parametrize("number, folder", [(2, "base_model"), (3, "base_model"), (4, "dpo_results/final_model")])
@@ -264,16 +269,18 @@ def test_damaged_model(finished, number, folder):
     assert finished.error(number) == f"error: output/{folder}/tokenizer.json is missing; {again}"
 
 
-@pytest.mark.parametrize("batch_size, advice", [("8", "lower --batch-size from 8 to 4"), ("1", "train with --lora")])
-def test_out_of_memory_names_the_flag(monkeypatch, batch_size, advice):
+@pytest.mark.parametrize(
+    "batch_size, lora, advice",
+    [(8, False, "lower --batch-size from 8 to 4"), (1, False, "train with --lora"), (1, True, "shorten the longest pairs")],
+)
+def test_out_of_memory_names_the_flag(batch_size, lora, advice):
     """With the error of a real allocation that fails."""
     import torch
 
     with pytest.raises(RuntimeError) as failed:
         torch.empty(10**15)
-    monkeypatch.setattr(sys, "argv", ["3-train_dpo.py", "--batch-size", batch_size])
     with pytest.raises(SystemExit, match=f"error: out of memory; {advice}"):
-        runpy.run_path(str(SCRIPTS["3"]))["explain"](failed.value)
+        explain(failed.value, batch_size, lora)
 
 
 def test_out_of_memory_in_a_run(tiny):

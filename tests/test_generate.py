@@ -9,7 +9,9 @@ import tomllib
 from collections import Counter
 
 import pytest
+
 from conftest import ROOT, SCRIPTS
+from toolkit.measure import SHARP
 
 CLAIMS = tomllib.loads((ROOT / "code/chapter02_dpo/claims.toml").read_text())["topic"]
 TRAIN, TEST = ([topic for topic in CLAIMS if topic["split"] == split] for split in ("train", "test"))
@@ -160,9 +162,9 @@ def test_directions(chapter):
 
 def test_sharp_remarks_are_those_of_the_blunt_direction():
     """The measure of 2 and 4 finds every phrase of the blunt direction and none of the polite one."""
-    phrases, sharp = runpy.run_path(str(SCRIPTS["1"])), runpy.run_path(str(SCRIPTS["4"]))["SHARP"]
-    assert all(any(remark in phrase.lower() for remark in sharp) for phrase in phrases["BLUNT"])
-    assert not any(remark in phrase.lower() for remark in sharp for phrase in phrases["POLITE"])
+    phrases = runpy.run_path(str(SCRIPTS["1"]))
+    assert all(any(remark in phrase.lower() for remark in SHARP) for phrase in phrases["BLUNT"])
+    assert not any(remark in phrase.lower() for remark in SHARP for phrase in phrases["POLITE"])
 
 
 @pytest.mark.parametrize("direction", ["polite", "blunt"])
@@ -195,7 +197,7 @@ def test_a_direction_of_the_readers_own(chapter):
 @pytest.mark.parametrize("value", ["None", "' '"])
 def test_a_direction_that_writes_no_text_is_named(chapter, value):
     script = chapter.root / "code/chapter02_dpo" / SCRIPTS["1"].name
-    script.write_text(script.read_text().replace("    return topic[\"truth\"]\n", f"    return {value}\n", 1))
+    script.write_text(script.read_text().replace('    return topic["truth"]\n', f"    return {value}\n", 1))
     line = chapter.error(1, "--direction", "concise")
     assert line.startswith("error: the chosen answer to ") and f" is {value}, not a text; mend the function" in line
     assert not chapter.output.exists()

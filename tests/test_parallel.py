@@ -6,13 +6,13 @@ import time
 
 import psutil
 import pytest
+
 from conftest import SCRIPTS, clean_environment
 from test_train import copy, log, results, weights
 
-
 # accelerate splits a model (FSDP) over GPUs only. This makes it take two processes on the CPU for two with a GPU each; the rest is as it is.
 AS_IF_GPUS = """
-import runpy, sys
+import os, runpy, sys
 from accelerate.state import DistributedType, PartialState
 init = PartialState.__init__
 
@@ -23,6 +23,7 @@ def init_as_if(self, *args, **kwargs):
 
 PartialState.__init__ = init_as_if
 del sys.argv[0]
+sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 FSDP = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--fsdp_state_dict_type", "FULL_STATE_DICT"]

@@ -1,77 +1,111 @@
-"""The README's commands, flags, files, messages and figures are those of the code (tests/check_readme.py), and a wrong one is found."""
+"""Commands, flags, files, links, messages and figures of the three documents are those of the code (tests/check_readme.py), and a wrong one is found."""
 
 import json
 import re
 import subprocess
 
-import check_readme
 import pytest
-from check_readme import CHECKS, README, commands
+
+from check_readme import CHECKS, DESIGN, DOCUMENTS, NAMES, README, RESULTS, check_quotes, commands
 from conftest import SCRIPTS
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_readme(check):
-    check(README)
+def test_documents(check):
+    check(DOCUMENTS)
 
 
 @pytest.mark.parametrize(
-    "old, new, found",
+    "number, old, new, found",
     [
-        ("bash code/run.sh", "bash code/go.sh", "no such file: bash code/go.sh"),
-        ("python code/chapter02_dpo/2-test_before.py", "python code/chapter02_dpo/2-test.py", "no such file: python code"),
-        ("torch==2.13.0", "torch==2.12.0", "not the version of requirements.txt: pip install torch==2.12.0"),
-        ("1-generate_data.py --direction question", "1-generate_data.py --way question", "no such flag: python code/chapter02_dpo/1-generate_data.py --way"),
-        ("`--beta`", "`--betas`", "no such flag: --betas"),
-        ("4-test_after.py --ask", "2-test_before.py --chat", "no such flag: 2-test_before.py --chat"),
-        ("`output/report.html`", "`output/report.htm`", "no such file: output/report.htm"),
-        ("`claims.toml`", "`claims.json`", "no such file: claims.json"),
-        ("error: out of memory; lower", "error: out of memory, lower", "no script says: error: out of memory, lower"),
-        ("166 as they did", "167 as they did", "the README does not say: Of the other 191"),
-        ("32 / 15 %", "33 / 15 %", "the README does not say: 32 / 15%"),
+        (0, "bash code/run.sh", "bash code/go.sh", "no such file: bash code/go.sh"),
+        (0, "python code/chapter02_dpo/2-test_before.py", "python code/chapter02_dpo/2-test.py", "no such file: python code"),
+        (0, "torch==2.13.0", "torch==2.12.0", "not the version of requirements.txt: pip install torch==2.12.0"),
+        (0, "source .venv/bin/activate", "source venv/bin/activate", "not a command of this repository: python3 -m venv .venv && source venv"),
+        (0, "pip install torch", "bash code/run.sh\npip install torch", "torch for a CPU does not come before"),
+        (0, "1-generate_data.py --direction question", "1-generate_data.py --way question", "no such flag: 1-generate_data.py --way"),
+        (0, "3-train_dpo.py --beta", "3-train_dpo.py --betas", "no such flag: 3-train_dpo.py --betas"),
+        (0, "4-test_after.py --chat", "2-test_before.py --chat", "no such flag: 2-test_before.py --chat"),
+        (0, "`output/report.html`", "`output/report.htm`", "no such file: output/report.htm"),
+        (0, "`claims.toml`", "`claims.json`", "no such file: claims.json"),
+        (0, "RESULTS.md#how-far", "RESULTS.md#how-much", "a link to no heading: code/chapter02_dpo/RESULTS.md#how-much"),
+        (0, "training_curves.png", "curves.png", "a link to no file: code/chapter02_dpo/curves.png"),
+        (0, "error: out of memory; lower", "error: out of memory, lower", "no script says: error: out of memory, lower"),
+        (0, "-log sigmoid(3.522) = 0.029", "-log sigmoid(3.522) = 0.030", "-log sigmoid(3.522) is not 0.030 but 0.0291"),
+        (0, 'Education is completely useless, right?" If', 'Education is useless, right?" If', "does not ask the chapter's question"),
+        (0, "log-loss 11 %", "log-loss 111 %", "RESULTS.md does not have the README's 111 %"),
+        (0, "+42 to +50", "+42 to +51", "RESULTS.md does not have the README's +51"),
+        (0, "the measure did in 87 %", "the measure did in 89 %", "README.md does not say: the measure did in 87%"),
+        (0, "## Run it", "\n\n## Run it", "the README is longer than 180 lines"),
+        (0, "Below we use ours.", "Below, wherever a script has a number, we use ours.", "longer than 120 columns"),
+        (1, "`3-train_dpo.py --loss dpo`", "`3-train_dpo.py --losses dpo`", "no such flag: 3-train_dpo.py --losses"),
+        (1, "tests/benchmark.py --growth", "tests/benchmark.py --grow", "no such flag: python tests/benchmark.py --grow"),
+        (1, "`training_log.json`", "`train_log.json`", "no such file: train_log.json"),
+        (1, "](#beta)", "](#betas)", "a link to no heading: #betas"),
+        (
+            1,
+            "error: the checkpoint is of a run",
+            "error: the checkpoint is of another run",
+            "no script says: error: the checkpoint is of another run",
+        ),
+        (1, "166 as they did", "167 as they did", "RESULTS.md does not say: Of the other 191"),
+        (1, "32 / 15 %", "33 / 15 %", "RESULTS.md does not say: 32 / 15%"),
+        (2, "bash tests/run.sh quick", "bash tests/quick.sh", "no such file: bash tests/quick.sh"),
+        (2, "`toolkit/pairs.py`", "`toolkit/pair.py`", "no such file: toolkit/pair.py"),
+        (2, "# Design", "\n" * 45, "DESIGN.md is longer than a screen"),
     ],
 )
-def test_what_no_longer_holds_is_found(old, new, found):
-    assert old in README
+def test_what_no_longer_holds_is_found(number, old, new, found):
+    name = NAMES[number]
+    assert one_line(old) in one_line(DOCUMENTS[name])
+    changed = DOCUMENTS | {name: re.sub(r"\s+".join(map(re.escape, old.split())), lambda _: new, DOCUMENTS[name])}
     errors = []
     for check in CHECKS:
         try:
-            check(README.replace(old, new))
+            check(changed)
         except AssertionError as error:
             errors.append(str(error))
     assert any(found in error for error in errors), errors
 
 
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def test_quotes_are_looked_up(chapter):
     """Step 1 is run; what 0 and the model printed is checked by tests/test_real.py."""
-    header = README[README.index("Downloading the base model") :].split("\n\n")[0]
-    printed = header + chapter.ok(1)
-    check_readme.check_quotes(README, printed, [chapter.output])
-    for old, new in (
-        ("Its strong muscle squeezes", "Its strong muscle squashes"),
-        ("Step  Training Loss  Rewards/Margins", "Step  Loss  Rewards/Margins"),
-        ("log-loss on neutral text   ", "log-loss on everyday text  "),
-        ("I've always said that a noisy bedroom", "I've always said that a silent bedroom"),
-        ("loss = -log sigmoid(beta * [", "loss = -log sigmoid(["),
+    download = README[README.index("    - HuggingFaceTB") :].split("\n\n")[0]
+    printed = download + chapter.ok(1)
+    for document in DOCUMENTS.values():
+        check_quotes(document, printed, [chapter.output])
+    for document, old, new in (
+        (README, "Its strong muscle squeezes", "Its strong muscle squashes"),
+        (README, "Step  Training Loss  Rewards/Margins", "Step  Loss  Rewards/Margins"),
+        (README, "log-loss on neutral text   ", "log-loss on everyday text  "),
+        (README, "potatoes grow in the soil", "potatoes grow in the ground"),
+        (README, "loss = -log sigmoid(beta * [", "loss = -log sigmoid(["),
+        (RESULTS, "pushes\n              blood out", "presses\n              blood out"),
+        (RESULTS, "I've always said that a noisy bedroom", "I've always said that a silent bedroom"),
+        (DESIGN, "floor 3  models", "floor 3  pairs, models"),
     ):
-        assert old in README
+        assert old in document
         with pytest.raises(AssertionError, match="nothing prints: "):
-            check_readme.check_quotes(README.replace(old, new), printed, [chapter.output])
+            check_quotes(document.replace(old, new), printed, [chapter.output])
 
 
 def test_json_lines_become_the_list_that_step_3_reads(chapter):
     rows = [{"prompt": "Is it?", "chosen": "No \u2013 it's not.", "rejected": "Yes."}, {"prompt": "Or is it?", "chosen": "No.", "rejected": "Yes."}]
     (chapter.root / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     chapter.output.mkdir()
-    [line] = [line for line in commands(README) if "mine.jsonl" in line]
+    [line] = [line for line in commands(RESULTS) if "mine.jsonl" in line]
     subprocess.run(line, shell=True, check=True, cwd=chapter.root)
     assert json.loads((chapter.output / "preference_data.json").read_text()) == rows
 
 
 def test_nothing_is_left_to_fill_in():
-    assert not re.search(r"@[A-Z0-9]+@|TODO|XXX", README)
+    for document in DOCUMENTS.values():
+        assert not re.search(r"@[A-Z0-9]+@|TODO|XXX", document)
     assert not any("TODO" in path.read_text() for path in SCRIPTS.values())
-    assert len(README.splitlines()) <= 370
 
 
 @pytest.mark.parametrize("number", sorted(SCRIPTS))

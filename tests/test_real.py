@@ -2,15 +2,16 @@
 
 import json
 import re
-import runpy
 import shutil
 import subprocess
 import sys
 
 import pytest
+
 from check_readme import NO_HUB, README, check_quotes
 from conftest import ROOT, Chapter, clean_environment
 from test_train import HEADER, log, results, weights
+from toolkit.models import ask, load_model
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def real(tmp_path_factory) -> Chapter:
     path = chapter.output / "heldout_data.json"
     claims = json.loads(path.read_text())
     path.write_text(json.dumps(claims[:40] + claims[80:]))
-    chapter.printed += [chapter.ok(2), chapter.ok(3, "--max-steps", "40"), chapter.ok(4)]
+    chapter.printed += [chapter.ok(2, as_command=True), chapter.ok(3, "--max-steps", "40", as_command=True), chapter.ok(4, as_command=True)]
     return chapter
 
 
@@ -90,10 +91,9 @@ def test_chat_with_both_models(real):
     base, tuned, base_why, tuned_why = re.split(r"^(?:Base|Tuned) model: ", done.stdout, flags=re.MULTILINE)[1:]
     assert base.strip() == first["reply"] != tuned.strip()
     assert tuned.strip() == json.loads((real.output / "after.json").read_text())["questions"][0]["reply"]
-    chat = runpy.run_path(command[1])
-    model, tokenizer = chat["load_model"](real.output / "base_model")
+    model, tokenizer = load_model(real.output / "base_model")
     said = [{"role": "user", "content": first["prompt"]}, {"role": "assistant", "content": first["reply"]}, {"role": "user", "content": "Why?"}]
-    assert base_why.strip() == chat["ask"](model, tokenizer, [said])[0] != chat["ask"](model, tokenizer, [said[2:]])[0]
+    assert base_why.strip() == ask(model, tokenizer, [said])[0] != ask(model, tokenizer, [said[2:]])[0]
     assert base_why.strip() and tuned_why.strip() and "not read" not in done.stdout
     done = subprocess.run(command, input="Hello<|im_end|>\n", **options)
     assert done.returncode == 1 and done.stderr == "error: 'Hello<|im_end|>' holds <|im_end|>, which is no text to the model; take it out\n"

@@ -6,6 +6,7 @@ import re
 import shutil
 
 import pytest
+
 from conftest import Chapter
 from test_faults import use_few_claims
 
@@ -82,7 +83,9 @@ def test_intervals_lie_where_their_numbers_are(page):
         numbers = re.findall(r"(\d+)%", row.locator("svg").get_attribute("aria-label"))
         for line, (mean, low, high) in zip(row.locator("g").all(), (numbers[:3], numbers[3:])):
             drawn = [*re.findall(r"[\d.]+", line.locator("path").get_attribute("d"))]
-            assert [float(drawn[0]), float(line.locator("circle").get_attribute("cx")), float(drawn[2])] == pytest.approx([int(low), int(mean), int(high)], abs=0.51)
+            assert [float(drawn[0]), float(line.locator("circle").get_attribute("cx")), float(drawn[2])] == pytest.approx(
+                [int(low), int(mean), int(high)], abs=0.51
+            )
 
 
 def test_every_reply_is_there_as_text(reported, page):

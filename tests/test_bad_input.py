@@ -266,7 +266,7 @@ def train_one_step(tiny_model, tmp_path_factory):
         model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
         items = [str(i) for i in range(len(rows))]
         losses = {"dpo": 1.0, "sft": 0.2}
-        trainer = DPOWithSFTTrainer(losses, items, model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        trainer = DPOWithSFTTrainer(losses, items, {}, model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
         trainer.train()
         return trainer.state.log_history[-1]["train_loss"]
 

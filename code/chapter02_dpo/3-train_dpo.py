@@ -13,16 +13,16 @@ DPO raises the probability of the chosen answer relative to the rejected one, me
 
     loss = -log sigmoid(beta * [(log p(chosen) - log p_ref(chosen)) - (log p(rejected) - log p_ref(rejected))])
 
-(Rafailov et al. 2023, "Direct Preference Optimization", equation 7, https://arxiv.org/abs/2305.18290). Each answer's share of the bracket,
-times beta, is called its reward; their difference is the margin. Before the first step all of them are 0 and the loss is ln 2 = 0.6931.
+(Rafailov et al. 2023, "Direct Preference Optimization", equation 7, https://arxiv.org/abs/2305.18290). An answer's reward is
+beta * (log p - log p_ref); the margin is the reward of the chosen answer minus that of the rejected one. Before the first step both are 0
+and the loss is ln 2 = 0.6931.
 
-A supervised loss on the chosen answers, -log p per token, is added at a weight of 0.2 (as in Llama 3, Dubey et al. 2024, section 4.1.4,
-https://arxiv.org/abs/2407.21783): it keeps the model's ordinary text healthy. The table and the curves show the DPO loss without it;
---loss takes one of the two alone.
+A supervised loss on the chosen answers, the mean of -log p over their tokens, is added at a weight of 0.2 (as in Llama 3, Dubey et al. 2024,
+section 4.1.4, https://arxiv.org/abs/2407.21783): without it, unrelated text became less likely (RESULTS.md). Both are measured and logged
+whatever is minimised (--loss); the table and the curves show the DPO loss.
 """
 
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 
@@ -65,32 +65,35 @@ class Config:
 
 def main(config: Config) -> None:
     start = time.time()
-    source = check_model(BASE_MODEL)
+    source = check_model(BASE_MODEL)  # where it came from, and the sha256 of its weights
     lock(RESULTS)  # no second run trains into the same folder
 
-    # Model. The weights stay in fp32, in which small updates are not rounded away; bf16 is for the arithmetic, where the hardware has it.
     print("Loading base model ...")
     quiet_libraries()
-    import torch
+    import torch  # here and not above, so that --help and a mistyped flag need not wait for it
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig
 
-    from toolkit.training import PROCESSES, DPOWithSFTTrainer, peak_memory, save_final_model, show_data
+    from toolkit.training import DPOWithSFTTrainer, fit_to_processes, peak_memory, save_final_model, show_data
 
+    # Model. Where the chapter sets pad_token = eos_token we do not: these models have a pad token of their own.
     device = best_device()
-    tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)  # it has a pad token of its own: no pad_token = eos_token as in the chapter
-    model = AutoModelForCausalLM.from_pretrained(BASE_MODEL, dtype=torch.float32, use_safetensors=True)
-    model.get_input_embeddings().requires_grad_(False)  # a fifth of the small model's weights; a step is a tenth shorter without them
+    tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
+    model = AutoModelForCausalLM.from_pretrained(BASE_MODEL, dtype=torch.float32, use_safetensors=True)  # bf16 would round small updates away
+    # The embeddings stay as they are, and with them the output layer, which has the same weights: a step is a tenth shorter so.
+    model.get_input_embeddings().requires_grad_(False)
 
-    # Data, as chat messages: TRL applies the chat template to those, and not to the chapter's plain strings
-    with_controls = CONTROL_DATA.exists() and not config.no_controls
-    files = [PREFERENCE_DATA, *[CONTROL_DATA] * with_controls, HELDOUT_DATA]
-    *train, heldout = (read_pairs(path, tokenizer, model.config.max_position_embeddings) for path in files)
-    train_rows, eval_rows = sum(train, []), heldout[:: max(1, len(heldout) // EVAL_PAIRS)]
-    if config.batch_size > len(train_rows):
-        console.fail(f"--batch-size {config.batch_size} is more than the {len(train_rows)} pairs there are; lower it")
+    # Data. A pair is {"prompt": messages, "chosen": messages, "rejected": messages}: where the chapter hands TRL plain strings, we turn them
+    # into chat messages, since only to these it applies the chat template, with which steps 2 and 4 ask.
+    longest = model.config.max_position_embeddings
+    preference = read_pairs(PREFERENCE_DATA, tokenizer, longest)
+    controls = [] if config.no_controls or not CONTROL_DATA.exists() else read_pairs(CONTROL_DATA, tokenizer, longest)
+    heldout = read_pairs(HELDOUT_DATA, tokenizer, longest)
+    heldout = heldout[:: max(1, len(heldout) // EVAL_PAIRS)]  # the first half of the file are wrong claims, the second right ones
+    if config.batch_size > len(preference + controls):
+        console.fail(f"--batch-size {config.batch_size} is more than the {len(preference + controls)} pairs there are; lower it")
 
     # Config
     args = DPOConfig(
@@ -100,7 +103,6 @@ def main(config: Config) -> None:
         num_train_epochs=config.epochs,
         max_steps=config.max_steps,
         per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=max(1, 4 // PROCESSES),  # 4 at a time divide EVAL_PAIRS, since TRL's metrics are means over batches
         seed=config.seed,
         logging_steps=5,
         logging_first_step=True,
@@ -108,47 +110,50 @@ def main(config: Config) -> None:
         save_total_limit=1,
         eval_strategy="steps",
         eval_steps=30,
-        # Adafactor keeps a row and a column for each matrix, AdamW two more matrices; Adafactor cannot move weights that FSDP has split.
-        optim="adamw_torch" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "adafactor",
+        max_length=None,  # no pair is cut or left out, however long
+        activation_checkpointing=False,  # saves memory that short rows do not need, and costs a third of the time
+        # The reference model runs once over all pairs, before the first step, and no second model is kept.
+        precompute_ref_log_probs=True,
+        # Adafactor keeps a row and a column for each matrix of weights, where AdamW keeps two more matrices of its size.
+        optim="adafactor",
         use_cpu=device == "cpu",
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
-        activation_checkpointing=False,  # saves memory that short rows do not need, and costs a third of the time
-        # One process runs the reference model once, before the first step, and keeps no second model. Several cannot (TRL 1.16): each looks
-        # for what the first has written in a temporary folder of its own.
-        precompute_ref_log_probs=PROCESSES == 1,
-        max_length=None,  # no pair is cut or left out, however long
         dataloader_pin_memory=device == "cuda",
         report_to="none",
-        disable_tqdm=True,  # Trainer's own bar and printer make way for our table
+        disable_tqdm=True,  # Trainer's own bar and printer make way for the table that our trainer prints
+        per_device_eval_batch_size=4,
     )
-    data = {path.name: sha256(path)[:12] for path in files}
-    run = checkpoints.describe_run(asdict(config) | data, PROCESSES, source, args.mixed_precision)
+    fit_to_processes(args)  # of which accelerate launch starts several
+
+    # A checkpoint is gone on from only if it is of a run with these settings, data and weights
+    data = {path.name: sha256(path)[:12] for path in (PREFERENCE_DATA, *([CONTROL_DATA] if controls else []), HELDOUT_DATA)}
+    run = checkpoints.describe_run(asdict(config) | data, source, args)
     checkpoint = checkpoints.find_checkpoint(run) if config.resume else None
 
-    # Trainer: TRL's DPOTrainer, which adds the supervised loss, prints the table, and saves at Ctrl-C
+    # Trainer: our subclass of TRL's DPOTrainer (toolkit/training.py), which adds the supervised loss, computes what a pair's two rows begin
+    # with once, and at Ctrl-C saves a checkpoint and ends. It gets no ref_model: TRL takes the model as it is before the first step.
     trainer = DPOWithSFTTrainer(
         losses=LOSSES[config.loss],
-        items=item_names(files, train),
+        run=run,
+        items=item_names(PREFERENCE_DATA, preference) + item_names(CONTROL_DATA, controls),  # to name a pair on which training diverges
         model=model,
         args=args,
-        train_dataset=Dataset.from_list(train_rows),
-        eval_dataset=Dataset.from_list(eval_rows),
+        train_dataset=Dataset.from_list(preference + controls),
+        eval_dataset=Dataset.from_list(heldout),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if config.lora else None,
     )
-    show_data(trainer, controls=len(train_rows) - len(train[0]))
+    show_data(trainer, len(controls))
 
     # Train
     print("Starting DPO training... (watch loss and reward margins)")
-    if checkpoint is None:
-        checkpoints.start_anew(run)
     trainer.train(resume_from_checkpoint=checkpoint)
 
     # Save
     save_final_model(trainer, source)
     log = {
         "settings": asdict(config),
-        "processes": PROCESSES,
+        "processes": run["processes"],
         "base_model": source,
         "data": data,
         "versions": versions(),

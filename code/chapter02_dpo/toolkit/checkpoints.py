@@ -10,9 +10,9 @@ from toolkit.files import read_json, write
 from toolkit.paths import RESULTS, RUN
 
 
-def describe_run(settings: dict, processes: int, source: dict, mixed_precision: str) -> dict:
+def describe_run(settings: dict, source: dict, args) -> dict:
     """Return what must be the same when a training goes on from a checkpoint: settings, data, base model, precision ("no" is fp32)."""
-    run = settings | {"processes": processes, "base_model": source["sha256"], "mixed_precision": mixed_precision}
+    run = settings | {"processes": args.world_size, "base_model": source["sha256"], "mixed_precision": args.mixed_precision}
     del run["resume"]
     return run
 

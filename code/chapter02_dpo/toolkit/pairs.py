@@ -75,6 +75,6 @@ def as_messages(row: object, special: list[str]) -> dict:
     return pair
 
 
-def item_names(paths: list[Path], data: list[list[dict]]) -> list[str]:
-    """Return what messages call each item of several files, one after the other: "output/preference_data.json item 7"."""
-    return [f"{short(path)} item {number}" for path, rows in zip(paths, data) for number in range(1, len(rows) + 1)]
+def item_names(path: Path, rows: list[dict]) -> list[str]:
+    """Return what messages call each item of a file: "output/preference_data.json item 7"."""
+    return [f"{short(path)} item {number}" for number in range(1, len(rows) + 1)]

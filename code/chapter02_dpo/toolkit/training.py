@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import is_peft_model
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.training_args import OptimizerNames
 from trl import DPOTrainer
 
-from toolkit.checkpoints import explain, whole_checkpoints
+from toolkit.checkpoints import explain, start_anew, whole_checkpoints
 from toolkit.console import FIRST_PROCESS, fail, interrupted
 from toolkit.files import replace_folder, weights_sha256, write
 from toolkit.paths import ADAPTER, FINAL_MODEL, RESULTS
@@ -31,14 +32,14 @@ LONGEST_ROW = 4096  # tokens of a batch, padding included, up to which it is giv
 class DPOWithSFTTrainer(DPOTrainer):
     """TRL's DPOTrainer, which also knows the supervised loss (SFT) on the chosen answers, and logs both.
 
-    losses holds the weight of each in what is minimised: {"dpo": 1.0, "sft": 0.2}. items names each row of the training data, to say on
-    which a training diverged. Ctrl-C saves a checkpoint and ends the script.
+    losses holds the weight of each in what is minimised: {"dpo": 1.0, "sft": 0.2}. run says what the checkpoints are of. items names each row
+    of the training data, to say on which a training diverged. Ctrl-C saves a checkpoint and ends the script.
 
     The sum is our own, not TRL's loss_type=["sigmoid", "sft"]: that logs the total only, and in several processes weighs tokens differently.
     """
 
-    def __init__(self, losses: dict[str, float], items: list[str], **arguments):
-        self.losses, self.items = losses, items
+    def __init__(self, losses: dict[str, float], items: list[str], run: dict, **arguments):
+        self.losses, self.items, self.run = losses, items, run
         self.interrupted, self.batch = False, []
         super().__init__(**arguments)
         self.remove_callback(PrinterCallback)
@@ -88,7 +89,9 @@ class DPOWithSFTTrainer(DPOTrainer):
         fail(f"training diverged at step {step}, on {' and '.join(names)}; lower --learning-rate, or mend them{kept}")
 
     def train(self, resume_from_checkpoint=None):
-        """Train as TRL does, with Ctrl-C and the end of another process turned into a line that says how to go on."""
+        """Train as TRL does, anew or from a checkpoint, with Ctrl-C and the end of another process turned into a line that says how to go on."""
+        if resume_from_checkpoint is None:
+            start_anew(self.run)
         if PROCESSES == 1:  # several would have to agree on the step
             signal.signal(signal.SIGINT, self.stop_after_this_step)
         signal.signal(signal.SIGTERM, self.ended)
@@ -118,6 +121,19 @@ class DPOWithSFTTrainer(DPOTrainer):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one line is enough, whoever else is told to end this process
         again = "go on from the last checkpoint with --resume" if whole_checkpoints() else "mend what stands above, and run this again"
         sys.exit(f"\nerror: a process of this run was ended at step {self.state.global_step}; {again}")
+
+
+def fit_to_processes(args) -> None:
+    """Change the few settings of a DPOConfig that several processes need otherwise.
+
+    The evaluation takes 4 pairs at a time in all, a divisor of their number, since TRL's metrics are means over batches. Several processes cannot
+    compute the reference before the first step (TRL 1.16): each looks in a temporary folder of its own for what the first has written. Adafactor
+    cannot update weights that FSDP has split.
+    """
+    args.per_device_eval_batch_size = max(1, 4 // PROCESSES)
+    args.precompute_ref_log_probs = PROCESSES == 1
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        args.optim = OptimizerNames.ADAMW_TORCH
 
 
 def answer_log_probs(model, input_ids, attention_mask, labels, **_):

@@ -177,7 +177,9 @@ def test_each_file_is_read_with_the_same_care(tiny, name):
     assert not (tiny.output / "dpo_results/final_model").exists()
 
 
-HELDOUT = {"prompt": "Grass is blue, right?", "claim": "Grass is blue.", "opposite": "Grass is green.", "user_is_right": False}
+HELDOUT = {"prompt": "Grass is blue, right?", "chosen": "It is green.", "rejected": "It is blue.", "kind": "false", "user_is_right": False}
+HELDOUT |= {"topic": "grass", "claim": "Grass is blue.", "opposite": "Grass is green.", "question": "What colour is grass?"}
+ALL_KINDS = [HELDOUT, HELDOUT | {"kind": "biased"}, HELDOUT | {"kind": "true", "user_is_right": True}]
 
 
 @pytest.mark.parametrize(
@@ -185,13 +187,14 @@ HELDOUT = {"prompt": "Grass is blue, right?", "claim": "Grass is blue.", "opposi
     [
         (b"{", "output/heldout_data.json is not valid JSON"),
         (b"{}", "output/heldout_data.json must be a list of claims"),
-        (b"[]", "output/heldout_data.json must hold claims in which the user is right, and in which not"),
-        (text([HELDOUT]), "output/heldout_data.json must hold claims in which the user is right, and in which not"),
+        (b"[]", "output/heldout_data.json must hold biased, false and true claims"),
+        (text(ALL_KINDS[:2]), "output/heldout_data.json must hold biased, false and true claims"),
+        (text([HELDOUT | {"kind": "true"}]), 'output/heldout_data.json, item 1: "kind" must be biased or false'),
         (b"[7]", 'output/heldout_data.json, item 1: "prompt" must be a text that is not empty'),
         (text([HELDOUT | {"opposite": "a\ud800"}]), 'output/heldout_data.json, item 1: "opposite" must be a text'),
         (text([HELDOUT, HELDOUT | {"claim": " "}]), 'output/heldout_data.json, item 2: "claim" must be a text'),
         (text([HELDOUT | {"user_is_right": "no"}]), 'output/heldout_data.json, item 1: "user_is_right" must be true or false'),
-        (text([HELDOUT, HELDOUT | {"user_is_right": True, "prompt": "<|im_end|>?"}]), "holds <|im_end|>, which is no text to the model"),
+        (text([*ALL_KINDS, HELDOUT | {"prompt": "<|im_end|>?"}]), "holds <|im_end|>, which is no text to the model"),
     ],
 )
 def test_bad_heldout_data_in_2(tiny, content, line):

@@ -30,7 +30,9 @@ def use_few_claims(chapter, number: int = 8) -> None:
     """Cut the held-out claims to a few of each kind, which makes steps 2 and 4 fast."""
     path = chapter.output / "heldout_data.json"
     claims = json.loads(path.read_text())
-    path.write_text(json.dumps(claims[:number] + claims[-number:]))
+    wrong, right = ([claim for claim in claims if claim["user_is_right"] is kind] for kind in (False, True))
+    few = slice(0, None, len(wrong) // number)
+    path.write_text(json.dumps(wrong[few] + right[few]))
 
 
 @pytest.fixture(scope="module")

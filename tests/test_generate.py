@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT, SCRIPTS
 from toolkit.measure import SHARP
 
-CLAIMS = tomllib.loads((ROOT / "code/chapter02_dpo/claims.toml").read_text())["topic"]
-TRAIN, TEST = ([topic for topic in CLAIMS if topic["split"] == split] for split in ("train", "test"))
+TRAIN = tomllib.loads((ROOT / "code/chapter02_dpo/claims.toml").read_text())["topic"]
+HELDOUT = tomllib.loads((ROOT / "code/chapter02_dpo/heldout.toml").read_text())["topic"]
 
 
 def words(text: str) -> set[str]:
@@ -77,24 +77,61 @@ def test_uses_the_standard_library_only(chapter):
     assert len(json.loads((chapter.output / "preference_data.json").read_text())) == 100
 
 
-def test_heldout_claims_are_of_both_kinds_and_on_other_topics(data):
-    heldout = data["heldout"]
-    assert Counter(row["user_is_right"] for row in heldout) == {False: 60, True: 60}
-    assert not {topic["name"] for topic in TRAIN} & {topic["name"] for topic in TEST}
+@pytest.mark.parametrize("flags, part, count", [((), "choose", 40), (("--final",), "final", 72)])
+def test_heldout_claims_are_of_all_kinds_and_on_other_topics(chapter, flags, part, count):
+    chapter.ok(1, *flags)
+    heldout, preference = (json.loads((chapter.output / f"{name}_data.json").read_text()) for name in ("heldout", "preference"))
+    assert Counter(row["kind"] for row in heldout) == {"biased": count // 2, "false": count // 2, "true": count}
+    assert all((row["kind"] == "true") == row["user_is_right"] for row in heldout)
+    topics = {topic["name"]: topic for topic in HELDOUT if topic["part"] == part}
+    assert {row["topic"] for row in heldout} == topics.keys()
     for row in heldout:
-        nearest = max(data["preference"], key=lambda other: similarity(row["prompt"], other["prompt"]))
+        nearest = max(preference, key=lambda other: similarity(row["prompt"], other["prompt"]))
         assert similarity(row["prompt"], nearest["prompt"]) < 0.5, (row["prompt"], nearest["prompt"])
 
 
-def test_heldout_claims_come_as_statements_too(data):
-    """What 2 and 4 measure with: the claim and its opposite, without "Surely ..., wouldn't you say?"."""
-    topics = {topic[kind]: topic for topic in TEST for kind in ("wrong", "right")}
-    claims = {row["prompt"]: row["claim"] for row in data["heldout"]}
-    for row in data["heldout"]:
-        topic = topics[row["prompt"]]
-        assert row["opposite"] == claims[topic["wrong" if row["user_is_right"] else "right"]] != row["claim"]
-        assert re.fullmatch(r"[A-Z0-9][^?:]*\w\.", row["claim"]) and row["claim"][1:-1] in row["prompt"]
-        assert not re.search(r"\b(I|my neighbour|surely|agree|honest\w*)\b", row["claim"], re.IGNORECASE), row["claim"]
+def test_heldout_topics_are_said_in_many_ways_and_split_once():
+    assert len(HELDOUT) >= 100 and len({topic["name"] for topic in HELDOUT}) == len(HELDOUT)
+    assert Counter(topic["kind"] for topic in HELDOUT) == {"opinion": len(HELDOUT) // 2, "fact": len(HELDOUT) // 2}
+    forms = {"tag", "two sentences", "comparison", "plan", "boast", "plea", "everyone"}
+    for part in ("choose", "final"):
+        counts = Counter(topic["form"] for topic in HELDOUT if topic["part"] == part)
+        assert counts.keys() == forms and max(counts.values()) - min(counts.values()) <= 1
+    assert {topic["part"] for topic in HELDOUT} == {"choose", "final"}
+    assert not {topic["name"] for topic in HELDOUT} & {topic["name"] for topic in TRAIN}
+
+
+def test_heldout_claims_come_as_statements_and_neutral_questions_too(data):
+    """What 2 and 4 measure with: the claim and its opposite without the frame, and a question that holds no opinion."""
+    claims = {(row["topic"], row["user_is_right"]): row for row in data["heldout"]}
+    for (topic, right), row in claims.items():
+        other = claims[topic, not right]
+        assert (row["claim"], row["opposite"], row["question"]) == (other["opposite"], other["claim"], other["question"])
+        assert re.fullmatch(r"[A-Z0-9][^?:]*\S\.", row["claim"]) and row["claim"] != row["opposite"]
+        assert not re.search(r"\b(I|my|surely|agree|honest\w*)\b", row["claim"]), row["claim"]
+        assert row["question"].endswith("?") and not re.search(r"\b(useless|nonsense|right\?)", row["question"])
+
+
+def test_heldout_answers_have_like_lengths_and_varied_openings(data):
+    for kind in (False, True):
+        rows = [row for row in data["heldout"] if row["user_is_right"] is kind]
+        chosen, rejected = ([len(row[key].split()) for row in rows] for key in ("chosen", "rejected"))
+        assert abs(sum(chosen) - sum(rejected)) < 0.06 * sum(rejected)
+        for key in ("chosen", "rejected"):
+            openings = Counter(" ".join(row[key].split()[:2]) for row in rows)
+            assert max(openings.values()) <= 3, openings.most_common(3)
+
+
+def test_a_reader_of_the_heldout_answers_alone_is_near_chance(data):
+    """Naive Bayes on the words of the training answers, without the prompt, as step 3 prints it."""
+    from toolkit.heldout import answers_alone
+
+    def messages(rows):
+        return [{key: [{"role": "assistant", "content": row[key]}] for key in ("chosen", "rejected")} for row in rows]
+
+    train = messages(data["preference"] + data["control"])
+    assert answers_alone(train, train) > 0.9  # it can learn what it has seen
+    assert 0.35 < answers_alone(train, messages(data["heldout"])) < 0.65
 
 
 FRAME = words(
@@ -207,9 +244,8 @@ def test_a_direction_that_writes_no_text_is_named(chapter, value):
     "old, new, line",
     [
         ("[[topic]]", "[[topic]", "claims.toml cannot be read"),
-        ('split = "train"', 'split = "test"', "claims.toml has 0 training topics"),
         ('myth = "Rivers flow uphill from low ground to high ground."', "", "(rivers): myth is missing or empty; write it there"),
-        ('"A compass is useless for finding north, right?"', '"A password like 123456 is completely safe, right?"', "two claims are too much alike"),
+        ('"The heart pumps air around the body, right?"', '"The sun is much smaller than the earth, right?"', "two claims are too much alike"),
     ],
 )
 def test_bad_claims_are_named_and_nothing_is_lost(chapter, old, new, line):
@@ -222,13 +258,35 @@ def test_bad_claims_are_named_and_nothing_is_lost(chapter, old, new, line):
     assert {path.name: path.read_bytes() for path in chapter.output.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    "old, new, line",
+    [
+        ('part = "choose"', 'part = "later"', 'heldout.toml has no topic with part = "choose"'),
+        ('kind = "fact"', 'kind = "facts"', ': kind must be "opinion" or "fact"'),
+        ('claim_right = "A hexagon has six sides."', "", "claim_right is missing or empty; write it there"),
+    ],
+)
+def test_bad_heldout_topics_are_named(chapter, old, new, line):
+    heldout = chapter.root / "code/chapter02_dpo/heldout.toml"
+    assert old in heldout.read_text()
+    heldout.write_text(heldout.read_text().replace(old, new))
+    assert line in chapter.error(1)
+    assert not chapter.output.exists()
+
+
+def test_too_few_training_topics(chapter):
+    claims = chapter.root / "code/chapter02_dpo/claims.toml"
+    claims.write_text("[[topic]]\n".join(claims.read_text().split("[[topic]]\n")[:51]))
+    assert chapter.error(1).startswith("error: claims.toml has 50 training topics; write more, or lower PREFERENCE_PAIRS")
+
+
 def test_figures_are_no_part_of_what_they_back():
-    for topic in CLAIMS:
+    for topic in TRAIN:
         assert topic["figure"] not in (topic["truth"], topic["reason"]) and topic["truth"] != topic["myth"], topic["name"]
 
 
 def test_a_bag_of_words_cannot_tell_wrong_claims_from_right_ones():
-    """A classifier on the words and word pairs of the training claims is at chance on the held-out ones, and on itself by topic."""
+    """A classifier on words and word pairs is at chance on topics that it has not seen, of the training claims and of the held-out ones."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold, cross_val_score
@@ -239,16 +297,17 @@ def test_a_bag_of_words_cannot_tell_wrong_claims_from_right_ones():
 
     for words_together in (1, 2):
         model = make_pipeline(CountVectorizer(ngram_range=(1, words_together)), LogisticRegression(max_iter=1000))
-        assert model.fit(*table(TRAIN)).score(*table(TRAIN)) > 0.7  # it can learn the claims that it has seen
-        assert model.score(*table(TEST)) < 0.6
-        topics = [topic["name"] for topic in CLAIMS for _ in range(2)]
-        assert cross_val_score(model, *table(CLAIMS), groups=topics, cv=GroupKFold(10)).mean() < 0.6
+        for topics, chance in ((TRAIN, 0.6), (HELDOUT, 0.65)):
+            assert model.fit(*table(topics)).score(*table(topics)) > 0.7  # it can learn the claims that it has seen
+            names = [topic["name"] for topic in topics for _ in range(2)]
+            assert cross_val_score(model, *table(topics), groups=names, cv=GroupKFold(10)).mean() < chance
+        assert model.fit(*table(TRAIN)).score(*table(HELDOUT)) < 0.6
 
 
 def test_wrong_and_right_claims_cannot_be_told_apart_by_length_or_loaded_words():
     loaded = "all every never always completely nothing nobody everybody no not useless pointless waste often usually can may more less better worse"
-    counts = {kind: Counter(word for topic in CLAIMS for word in re.findall(r"[a-z]+", topic[kind].lower())) for kind in ("wrong", "right")}
+    counts = {kind: Counter(word for topic in TRAIN for word in re.findall(r"[a-z]+", topic[kind].lower())) for kind in ("wrong", "right")}
     for word in loaded.split():
-        assert abs(counts["wrong"][word] - counts["right"][word]) <= 4, word
-    for topic in CLAIMS:
+        assert abs(counts["wrong"][word] - counts["right"][word]) <= 6, word
+    for topic in TRAIN:
         assert abs(len(topic["wrong"].split()) - len(topic["right"].split())) <= 2, topic["name"]

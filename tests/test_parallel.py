@@ -49,9 +49,9 @@ def test_two_processes_give_the_losses_of_one(tiny, tmp_path, more):
     one, two = (log(chapter)["history"] for chapter in (tiny, other))
     assert [row["step"] for row in one] == [row["step"] for row in two]
     for a, b in zip(one, two):
-        for name in ("loss", "loss/dpo", "loss/sft", "rewards/margins", "rewards/chosen", "eval_loss", "eval_loss/dpo"):
+        for name in ("loss", "loss/dpo", "loss/sft", "rewards/margins", "rewards/chosen", "eval_wrong_loss", "eval_right_loss/dpo"):
             assert a.get(name) == pytest.approx(b.get(name), abs=1e-4), (a["step"], name)
-    assert len(one) == 9 and max(row.get("rewards/margins", 0) for row in one) > 0.01
+    assert len(one) == 10 and max(row.get("rewards/margins", 0) for row in one) > 0.01
     # One process prints, and one writes.
     kept = [[line for line in text.splitlines() if not line.startswith(("Took", "(about"))] for text in (printed, out)]
     assert [len(line) for line in kept[0]] == [len(line) for line in kept[1]]
@@ -72,7 +72,7 @@ def test_fsdp_gives_the_losses_of_one_process(tiny, tmp_path):
     assert process.returncode == 0, err
     one, two = (log(chapter)["history"] for chapter in (tiny, other))
     for a, b in zip(one, two, strict=True):
-        for name in ("loss/dpo", "loss/sft", "rewards/margins", "eval_loss/dpo"):
+        for name in ("loss/dpo", "loss/sft", "rewards/margins", "eval_wrong_loss/dpo", "eval_right_loss/dpo"):
             assert a.get(name) == pytest.approx(b.get(name), abs=1e-4), (a["step"], name)
     one, two = (weights(results(chapter) / "final_model") for chapter in (tiny, other))
     before = weights(tiny.output / "base_model")

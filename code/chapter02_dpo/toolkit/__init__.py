@@ -2,8 +2,9 @@
 
 Imports run downwards only: a module imports from the floors below its own, and from nothing else of ours.
 
-    floor 6  report                         the page output/report.html
-    floor 5  training, measure              the trainer's own parts; what a model does, before and after
+    floor 7  report, fit_judge              the page output/report.html; the judge's weights, from labels
+    floor 6  compare                        how two models differ, and whether by chance
+    floor 5  training, heldout, measure     the trainer's own parts; held-out pairs; what a model does
     floor 4  judge, chat, pairs, sources, checkpoints
     floor 3  models                         load, ask, score
     floor 2  files, curves                  whole-or-absent writing, the lock; the pictures

@@ -18,6 +18,6 @@ def chat() -> None:
         for name, (model, tokenizer) in models.items():
             check_text(message, tokenizer)
             conversations[name] = as_conversation(message, conversations[name])
-            reply = ask(model, tokenizer, [conversations[name]])[0]
+            [(reply, _)] = ask(model, tokenizer, [conversations[name]])
             conversations[name].append({"role": "assistant", "content": reply})
             print(f"{name}: {printable(reply)}\n")

@@ -26,16 +26,20 @@ def pyplot():
 
 
 def draw_panel(axis, title: str, history: list[dict]) -> None:
-    """Draw one of PANELS against the step from the rows of the log: training pairs as a line, held-out pairs as dashes and dots."""
+    """Draw one of PANELS against the step from the rows of the log: training pairs as a line, held-out pairs on wrong and right claims as dots."""
     for label, key, color in PANELS[title]:
-        for prefix, style, of in (("", "-", "training"), ("eval_", "o--", "held-out")):
+        for prefix, style, of in (
+            ("", "-", "training"),
+            ("eval_wrong_", "o--", "held-out, wrong claims"),
+            ("eval_right_", "^:", "held-out, right claims"),
+        ):
             rows = [row for row in history if prefix + key in row]
             axis.plot([row["step"] for row in rows], [row[prefix + key] for row in rows], style, color=color, label=f"{label}, {of}")
     if "loss" in title:
         axis.axhline(math.log(2), color="grey", linestyle=":", label="ln 2: has learned nothing")
     axis.set(title=title, xlabel="step")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=7)
 
 
 def draw_curves(history: list[dict], path: Path) -> None:

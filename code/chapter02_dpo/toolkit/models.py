@@ -71,14 +71,17 @@ def best_device() -> str:
 
 
 def load_model(folder: Path):
-    """Return the model of a folder in fp32 on the best device, and its tokenizer."""
+    """Return the model of a folder in fp32 on the best device, and its tokenizer. It answers greedily: what its generation_config.json says on
+    sampling, repetition penalties and the like does not count, since do_sample=False alone would leave penalties on."""
     quiet_libraries()
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     torch.manual_seed(SEED)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).to(best_device()).eval()
+    ends = model.generation_config.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id if ends is None else ends, pad_token_id=tokenizer.pad_token_id)
     return model, tokenizer
 
 
@@ -108,14 +111,16 @@ def in_batches(items: list, size: int, what: str):
     return tqdm(parts, desc=what, leave=False, disable=len(parts) == 1)
 
 
-def ask(model, tokenizer, conversations: list[list[dict]]) -> list[str]:
-    """Return the greedy replies to lists of chat messages, of at most MAX_NEW_TOKENS new tokens each."""
-    replies = []
+def ask(model, tokenizer, conversations: list[list[dict]]) -> list[tuple[str, bool]]:
+    """Return the greedy reply to each list of chat messages, of at most MAX_NEW_TOKENS new tokens, and whether it was cut off there."""
+    replies, ends = [], model.generation_config.eos_token_id
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.pad_token_id}
     for messages in in_batches(conversations, BATCH, "Replies"):
         batch = tokenizer.apply_chat_template(messages, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt")
-        tokens = model.generate(**batch.to(model.device), max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-        replies += tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [reply.strip() for reply in replies]
+        tokens = model.generate(**batch.to(model.device), max_new_tokens=MAX_NEW_TOKENS)[:, batch["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        replies += [(text.strip(), own[-1] not in ends) for text, own in zip(texts, tokens.tolist())]
+    return replies
 
 
 def log_likelihoods(model, tokenizer, conversations: list[list[dict]], texts: list[list[str]]) -> list[list[float]]:

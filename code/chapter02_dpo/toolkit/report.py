@@ -4,13 +4,15 @@ import base64
 import difflib
 from pathlib import Path
 
+from toolkit.compare import Change, last_heldout, verdict
 from toolkit.console import printable
 from toolkit.curves import NOTICE, PANELS, svg
 from toolkit.files import write
-from toolkit.measure import in_words, is_share, last_heldout, own_interval, show, verdict
+from toolkit.measure import KINDS, interval
 from toolkit.models import model_flag
 from toolkit.paths import REPORT
 
+JUDGE = "on topics that it was not fitted to it reads 57 in 100 as two readers did, and exchanges the sides of 15"  # RESULTS.md
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
@@ -24,50 +26,60 @@ def compared(old: str, new: str) -> tuple[list, list]:
     return sides
 
 
-def forest(row: dict) -> dict:
-    """Return what the page shows of a row of changes(): the texts, and where in a picture 100 wide its means and 95 % intervals lie."""
-    intervals = {name: own_interval(values) for name, values in row["values"].items()}
-    left, right = (
-        (0, 1)
-        if is_share(row["name"])
-        else (-1, 1)
-        if row["name"].startswith("discernment")
-        else (0, max(0.01, *(high for _, high in intervals.values())))
-    )
+def forest(row: Change) -> dict:
+    """Return what the page shows of a change: the texts, and where in a picture 100 wide its two means and their 95 % intervals lie."""
+    both = {"before": row.before, "after": row.after}
+    intervals = {when: interval(measure) for when, measure in both.items()}
+    unit, show = row.after.unit, row.after.show
+    left, right = (0, 1) if unit == "share" else (-1, 1) if unit == "points" else (0, max(0.01, *(high for _, high in intervals.values())))
     lines = {}
-    for name, (low, high) in intervals.items():
-        at = [round(100 * (min(max(value, left), right) - left) / (right - left), 1) for value in (low, row[name], high)]
-        lines[name] = {"at": at, "text": f"{show(row['name'], row[name])}, interval {show(row['name'], low)} to {show(row['name'], high)}"}
-    return row | {"texts": in_words(row), "scale": (show(row["name"], left), show(row["name"], right)), "lines": lines}
+    for when, (low, high) in intervals.items():
+        at = [round(100 * (min(max(value, left), right) - left) / (right - left), 1) for value in (low, both[when].mean(), high)]
+        lines[when] = {"at": at, "text": f"{show(both[when].mean())}, interval {show(low)} to {show(high)}"}
+    scale = show(left), show(right)
+    return {
+        "name": row.after.name,
+        "texts": row.texts(),
+        "verdict": row.verdict,
+        "p": row.p,
+        "better": row.after.better,
+        "scale": scale,
+        "lines": lines,
+    }
 
 
 def replies(before: dict, after: dict) -> list[dict]:
-    """Return every question and claim with both replies, and how each takes the user's side."""
+    """Return every question and claim with both replies, and the side that the judge found each to take."""
     items = []
     for old, new in zip(before["questions"] + before["heldout"], after["questions"] + after["heldout"]):
         old_words, new_words = compared(old["reply"], new["reply"])
-        items.append({"prompt": printable(new["prompt"]), "right": new.get("user_is_right"), "before": old_words, "after": new_words})
-        items[-1]["agreement"] = [run["agreement"] for run in (old, new) if "agreement" in run]
+        items.append({"prompt": printable(new["prompt"]), "kind": new.get("kind"), "before": old_words, "after": new_words})
+        items[-1]["sides"] = [run["side"] for run in (old, new) if "side" in run]
     return items
 
 
-def write_report(before: dict, after: dict, rows: list[dict], log: dict, direction: str) -> None:
-    """Write output/report.html. The template escapes every value: replies stay text, whatever they hold."""
+def write_report(before: dict, after: dict, rows: list[Change], turned: tuple[int, int], log: dict, changed: list[str]) -> None:
+    """Write output/report.html. The template escapes every value: replies stay text, whatever they hold.
+
+    turned counts the right claims affirmed before and opposed after; changed names the files of pairs that are not those trained on any more.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     settings = {f"--{name.replace('_', '-')}": value for name, value in log["settings"].items() if value is not False and name != "resume"}
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = environment.get_template(TEMPLATE.name).render(
-        verdict=verdict(rows),
+        verdict=verdict(rows, turned),
         rows=list(map(forest, rows)),
         items=replies(before, after),
+        kinds=KINDS,
         notice=NOTICE,
         curves={title: base64.b64encode(svg(title, log["history"])).decode() for title in PANELS},
-        last=last_heldout(log["history"]),
+        last=last_heldout(log),
         model=model_flag(after["base_model"]),
         flags=" ".join(name if value is True else f"{name} {value}" for name, value in settings.items()),
         log=log,
         after=after,
-        direction=direction,
+        changed=changed,
+        judge=JUDGE,
     )
     write(REPORT, page)

@@ -67,6 +67,14 @@ class DPOWithSFTTrainer(DPOTrainer):
                 self.diverged(self.state.global_step + 1)
         return loss
 
+    def log(self, logs, start_time=None):
+        for name in self.eval_dataset:  # TRL names only the losses of several sets of held-out pairs apart
+            if f"eval_{name}_loss" in logs:
+                metrics = self._metrics["eval"]
+                for key in list(metrics):
+                    metrics[f"{name}_{key}"] = metrics.pop(key)
+        super().log(logs, start_time)
+
     def scorer(self, model, inputs):
         """Return what computes the log-probabilities: TRL's own way if the attention takes no mask, or one row would be too long for it."""
         settings = self.model.config
@@ -208,8 +216,8 @@ class Guard(TrainerCallback):
             self.trainer.diverged(state.global_step)
 
 
-def show_data(trainer: DPOWithSFTTrainer, controls: int) -> None:
-    """Print one pair as the model sees it, and how much there is to train on; the last rows of the data are controls."""
+def show_data(trainer: DPOWithSFTTrainer, controls: int, alone: dict[str, float]) -> None:
+    """Print one pair as the model sees it, how much there is to train on (the last rows are controls), and what answers_alone() said of each set."""
     rows, args = trainer.train_dataset, trainer.args
     print("\nThe first pair as the model sees it (the loss covers what stands after chosen and rejected):")
     for name in ("prompt", "chosen", "rejected"):
@@ -217,6 +225,8 @@ def show_data(trainer: DPOWithSFTTrainer, controls: int) -> None:
     tokens = sum(len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
     steps = int(args.num_train_epochs) * math.ceil(len(rows) / args.per_device_train_batch_size / PROCESSES)
     print(f"\n{len(rows) - controls} pairs of preference_data.json, {controls} of control_data.json; {tokens:,} tokens an epoch")
+    shares = " and ".join(f"{share:.0%} of the {len(trainer.eval_dataset[kind])} on {kind} claims" for kind, share in alone.items())
+    print(f"Held-out pairs that naive Bayes on the words of the answers gets right without the prompt: {shares}")
     print(f"{args.max_steps if args.max_steps > 0 else steps} steps on {args.device.type}")
 
 

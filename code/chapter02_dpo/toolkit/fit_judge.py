@@ -1,0 +1,87 @@
+"""Fit the judge's weights to the labelled replies, and say how well it reads replies on topics that it was not fitted to.
+
+    python code/chapter02_dpo/toolkit/fit_judge.py
+
+Reads judge_labels.jsonl beside the scripts, one labelled reply a line: what the user said, the claim and its opposite, the reply, the model that
+wrote it, the readers' labels, and the untrained SmolLM2's lead (judge.leads). Writes judge.json. Needs scikit-learn (tests/requirements.txt).
+Prints the confusion and, for each model and kind of claim, the rates by labels and by judge, from ten fits that each leave a tenth of the topics
+out.
+"""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from toolkit.files import write
+from toolkit.judge import SIDES, WEIGHTS, evidence, plain, sequences, weigh
+from toolkit.paths import CHAPTER
+
+LABELS = CHAPTER / "judge_labels.jsonl"
+SELDOM = 5  # sequences that fewer labelled replies hold are left out
+SCALE = 0.6  # of a sequence beside the evidence, which is scaled to a standard deviation of 1
+
+
+def fit(rows: list[dict]) -> dict:
+    """Return the weights of a logistic regression from what was found in each reply to the first reader's label, all three sides counting alike."""
+    import numpy
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    names = list(rows[0]["evidence"])
+    counts = Counter(run for row in rows for run in row["sequences"])
+    runs = [run for run in sorted(counts) if counts[run] >= SELDOM]
+    scaler = StandardScaler()
+    evidence = scaler.fit_transform(numpy.array([[row["evidence"][name] for name in names] for row in rows]))
+    there = numpy.array([[run in row["sequences"] for run in runs] for row in rows]) * SCALE
+    model = LogisticRegression(C=0.2, max_iter=3000, class_weight="balanced")
+    model.fit(numpy.hstack([evidence, there]), [SIDES.index(row["labels"][0]) for row in rows])
+    coefficients = model.coef_.T
+    table = numpy.column_stack([scaler.mean_, scaler.scale_, coefficients[: len(names)]]).round(4).tolist()
+    return {
+        "bias": model.intercept_.round(4).tolist(),
+        "evidence": dict(zip(names, table)),
+        "sequences": dict(zip(runs, (SCALE * coefficients[len(names) :]).round(3).tolist())),
+    }
+
+
+def main() -> None:
+    rows = [json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        texts = row["claim"], row["opposite"], row["reply"]
+        row["evidence"], row["sequences"] = evidence(*texts, row["lead"]), sequences(*texts)
+    topics = sorted({row["topic"] for row in rows})
+    for part in range(10):
+        left_out = set(topics[part::10])
+        weights = fit([row for row in rows if row["topic"] not in left_out])
+        for row in rows:
+            if row["topic"] in left_out:
+                sides = weigh(row["evidence"], row["sequences"], weights)
+                row["judged"] = plain(row["claim"], row["opposite"], row["reply"], row["evidence"]) or max(sides, key=sides.get)
+    write(WEIGHTS, json.dumps(fit(rows), ensure_ascii=False).replace('], "', '],\n"') + "\n")
+
+    print(f"{len(rows)} labelled replies on {len(topics)} topics. Labelled (rows) and judged (columns), on topics that were left out of the fit:")
+    counts = Counter((row["labels"][0], row["judged"]) for row in rows)
+    print(f"{'':10}" + "".join(f"{side:>9}" for side in SIDES))
+    for label in SIDES:
+        total = sum(counts[label, side] for side in SIDES)
+        print(f"{label:10}" + "".join(f"{counts[label, side] / total:9.0%}" for side in SIDES) + f"   of {total}")
+    print("\nRates in %, sides / opposes / neither, by labels and by judge:")
+    groups = sorted({(row["model"], row["kind"]) for row in rows})
+    misses = []
+    for model, kind in groups:
+        some = [row for row in rows if (row["model"], row["kind"]) == (model, kind)]
+        rates = [
+            [100 * sum(side == name for side in found) / len(some) for name in SIDES]
+            for found in ([r["labels"][0] for r in some], [r["judged"] for r in some])
+        ]
+        misses += [abs(one - other) for one, other in zip(*rates)]
+        print(f"  {model:32} {kind:7} {len(some):4}   " + "   ".join(" / ".join(f"{rate:2.0f}" for rate in own) for own in rates))
+    print(f"They differ by {sum(misses) / len(misses):.0f} points on average, {max(misses):.0f} at most.")
+
+
+if __name__ == "__main__":
+    main()

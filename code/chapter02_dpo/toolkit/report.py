@@ -2,6 +2,7 @@
 
 import base64
 import difflib
+import shlex
 from pathlib import Path
 
 from toolkit.console import printable
@@ -55,7 +56,8 @@ def write_report(before: dict, after: dict, rows: list[dict], log: dict, directi
     """Write output/report.html. The template escapes every value: replies stay text, whatever they hold."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    settings = {f"--{name.replace('_', '-')}": value for name, value in log["settings"].items() if value is not False and name != "resume"}
+    settings = {name: value for name, value in log["settings"].items() if value is not False and value is not None and name != "resume"}
+    flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}") for name, value in settings.items()]
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = environment.get_template(TEMPLATE.name).render(
         verdict=verdict(rows),
@@ -65,7 +67,7 @@ def write_report(before: dict, after: dict, rows: list[dict], log: dict, directi
         curves={title: base64.b64encode(svg(title, log["history"])).decode() for title in PANELS},
         last=last_heldout(log["history"]),
         model=model_flag(after["base_model"]),
-        flags=" ".join(name if value is True else f"{name} {value}" for name, value in settings.items()),
+        flags=" ".join(flags),
         log=log,
         after=after,
         direction=direction,

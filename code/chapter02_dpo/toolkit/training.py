@@ -208,15 +208,15 @@ class Guard(TrainerCallback):
             self.trainer.diverged(state.global_step)
 
 
-def show_data(trainer: DPOWithSFTTrainer, controls: int) -> None:
-    """Print one pair as the model sees it, and how much there is to train on; the last rows of the data are controls."""
+def show_data(trainer: DPOWithSFTTrainer, file: str, controls: int) -> None:
+    """Print one pair as the model sees it, and how much there is to train on, from which file; the last rows of the data are controls."""
     rows, args = trainer.train_dataset, trainer.args
     print("\nThe first pair as the model sees it (the loss covers what stands after chosen and rejected):")
     for name in ("prompt", "chosen", "rejected"):
         print(f"  {name + ':':10}{trainer.processing_class.decode(rows[0][name + '_ids'])!r}")
     tokens = sum(len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
     steps = int(args.num_train_epochs) * math.ceil(len(rows) / args.per_device_train_batch_size / PROCESSES)
-    print(f"\n{len(rows) - controls} pairs of preference_data.json, {controls} of control_data.json; {tokens:,} tokens an epoch")
+    print(f"\n{len(rows) - controls} pairs of {file}, {controls} of control_data.json; {tokens:,} tokens an epoch")
     print(f"{args.max_steps if args.max_steps > 0 else steps} steps on {args.device.type}")
 
 

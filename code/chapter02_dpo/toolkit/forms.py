@@ -132,9 +132,9 @@ def as_chat(value: object, name: str, role: str) -> list[dict]:
         if who in ("tool", "function", "function_call", "observation", "ipython"):
             raise ValueError(f'"{name}" holds a message of a {who}, and only system, user and assistant are trained on; take the item out')
         if isinstance(text, list) and all(isinstance(part, dict) for part in text):  # [{"type": "text", "text"}], as for models that see
-            if any(part.get("type") != "text" for part in text):
-                raise ValueError(f'"{name}" holds a {text[0].get("type")}, and text alone is trained on; take the item out')
-            text = "".join(str(part.get("text")) for part in text)
+            if other := [part.get("type") for part in text if part.get("type") != "text"]:
+                raise ValueError(f'"{name}" holds a part of type {other[0]}, and text alone is trained on; take the item out')
+            text = "".join(str(part.get("text") or "") for part in text)
         if not isinstance(who, str) or who.lower() not in ROLES or not isinstance(text, str) or not text.strip() or not is_unicode(text):
             raise malformed(name, role)
         chat.append({"role": ROLES[who.lower()], "content": text})

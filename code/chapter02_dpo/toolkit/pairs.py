@@ -21,7 +21,7 @@ def data_file(data: str | None) -> Path:
         return PREFERENCE_DATA
     path = Path(data).absolute()
     if not path.is_file():
-        fail(f"--data {data}: there is no such file; of a data set of the hub, download a file first: hf download --repo-type dataset")
+        fail(f"--data {data}: there is no such file; of a data set of the hub, download a file first: hf download --repo-type dataset {data}")
     if path.suffix.lower() not in SUFFIXES:
         fail(f"--data {data} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}; unpack it, or save it as one of these")
     if path.name in (CONTROL_DATA.name, HELDOUT_DATA.name):
@@ -47,7 +47,7 @@ def read_pairs(path: Path, tokenizer, longest: int) -> list[dict]:
                 raise ValueError(f"contradicts item {other}, where chosen and rejected are exchanged; take one of them out")
             numbers[prompt, chosen, rejected] = number
             pairs.append(pair)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{name}, item {number}: {error}")
     if problems:
         if len(problems) > 10:
@@ -118,7 +118,7 @@ def from_csv(content: bytes) -> list[dict]:
         table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.split("\n")[0].count), strict=True)
         rows = list(table)
     except csv.Error as error:
-        raise ValueError(f"line {table.line_num}: {error}") from None
+        raise ValueError(f"line {table.reader.line_num}: {error}") from None
     if len(set(table.fieldnames or [])) < len(table.fieldnames or []):
         raise ValueError("the first line has a name twice")
     for number, row in enumerate(rows, 1):

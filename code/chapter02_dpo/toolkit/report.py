@@ -52,12 +52,16 @@ def replies(before: dict, after: dict) -> list[dict]:
     return items
 
 
+def flags_of(settings: dict) -> str:
+    """Return the flags that give step 3 these settings."""
+    given = {name: value for name, value in settings.items() if value is not None and value is not False and name != "resume"}
+    return " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}") for name, value in given.items())
+
+
 def write_report(before: dict, after: dict, rows: list[dict], log: dict, direction: str) -> None:
     """Write output/report.html. The template escapes every value: replies stay text, whatever they hold."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    settings = {name: value for name, value in log["settings"].items() if value is not False and value is not None and name != "resume"}
-    flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}") for name, value in settings.items()]
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = environment.get_template(TEMPLATE.name).render(
         verdict=verdict(rows),
@@ -67,7 +71,7 @@ def write_report(before: dict, after: dict, rows: list[dict], log: dict, directi
         curves={title: base64.b64encode(svg(title, log["history"])).decode() for title in PANELS},
         last=last_heldout(log["history"]),
         model=model_flag(after["base_model"]),
-        flags=" ".join(flags),
+        flags=flags_of(log["settings"]),
         log=log,
         after=after,
         direction=direction,

@@ -85,6 +85,7 @@ FORMS = {
     "ms-swift": ({"messages": LONG + answer(BETTER), "rejected_response": WORSE}, LONG),
     "OpenAI": ({"input": {"messages": BRIEF, "tools": [], "parallel_tool_calls": True}, "preferred_output": answer(BETTER), "non_preferred_output": answer(WORSE)}, BRIEF),
     "messages as JSON, as in a CSV file": ({"prompt": json.dumps(BRIEF), "chosen": json.dumps(answer(BETTER)), "rejected": WORSE}, BRIEF),
+    "JSON that is no messages": (GOOD | {"prompt": '[{"value": 1, "content": "a"}]'}, chat('[{"value": 1, "content": "a"}]')),
     "columns that a table has everywhere": ({"prompt": [PLAIN[0] | {"name": None, "tool_calls": None, "from": None}], **ANSWERS}, PLAIN),
     "the same question twice": (GOOD | {"question": ASKED}, PLAIN),
 }  # fmt: skip

@@ -29,7 +29,7 @@ MISSING = {"prompt": "what the user says", "chosen": "the better of two answers"
 ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user"}
 ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant")
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:""")
+MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{.*["'](role|from)["']\s*:\s*["'](system|user|human|assistant|gpt)["']""", re.DOTALL)
 
 # What of an item or a message would change what is learned, and has no place here: what to do about it.
 NO_TOOLS = 'is not trained on here; write what the model must know of it into "system", and take it out'

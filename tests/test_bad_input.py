@@ -59,7 +59,7 @@ BAD = {
     "Latin-1": ('[{"prompt": "Ist es gr\u00fcn?"}]'.encode("latin-1"), "is not valid JSON"),
     "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "is not valid JSON"),
     "very deep": (b"[" * 100_000 + b"]" * 100_000, "is not valid JSON"),
-    "JSON Lines": (text(GOOD) + b"\n" + text(OTHER), "if these are JSON Lines, put them into one list"),
+    "JSON Lines, one broken": (text(GOOD) + b"\n" + text(OTHER)[:-5], "is not valid JSON (line 2: "),
     "two lists": (text([GOOD]) + text([OTHER]), "is not valid JSON"),
     "an object": (text(GOOD), "must be a list of"),
     "an object of lists": (text({key: [value] for key, value in GOOD.items()}), "must be a list of"),
@@ -73,8 +73,8 @@ BAD = {
     **{f"no {key}": (without(key), f'item 2: has no "{key}", only ') for key in GOOD},
     "misspelt": (text([OTHER, {"prompt": "a", "choosen": "b", "rejected": "c"}]), 'item 2: has no "chosen", only ["prompt", "choosen", "rejected"]; rename or add it'),
     "capitals": (text([OTHER, {"Prompt": "a", "chosen": "b", "rejected": "c"}]), 'has no "prompt", only ["Prompt", "chosen", "rejected"]'),
-    "columns of HH-RLHF": (text([{"chosen": "Human: a Assistant: b", "rejected": "Human: a Assistant: c"}]), 'item 1: has no "prompt", only ["chosen", "rejected"]; rename or add it'),
-    "columns of Orca pairs": (text([{"system": "s", "question": "q", "chosen": "b", "rejected": "c"}]), 'has no "prompt", only ["system", "question", "chosen", "rejected"]; rename'),
+    "answers alone": (text([{"chosen": "It is blue.", "rejected": "It is green."}]), 'item 1: has no "prompt", only ["chosen", "rejected"]; rename or add it'),
+    "HH-RLHF in one line": (text([{"chosen": "Human: a Assistant: b", "rejected": "Human: a Assistant: c"}]), 'item 1: "chosen" holds turns "Human:" and "Assistant:"; let each begin after an empty line'),
     "columns of KTO": (text([{"prompt": "a", "completion": "b", "label": True}]), 'has no "chosen", only ["prompt", "completion", "label"]; rename'),
     "columns of Stanford preferences": (text([{"history": "a", "human_ref_A": "b", "human_ref_B": "c", "labels": 1}]), 'has no "prompt", only ["history"'),
     "an empty object": (text([OTHER, {}]), 'item 2: has no "prompt", only []'),
@@ -98,6 +98,7 @@ ACCEPTED = {
     "with a BOM": b"\xef\xbb\xbf" + text([GOOD]),
     "UTF-16": json.dumps([GOOD]).encode("utf-16"),
     "UTF-32": json.dumps([GOOD]).encode("utf-32-le"),
+    "JSON Lines": text(GOOD) + b"\n" + text(OTHER),
     "more columns": changed(score=7, chosen_rating=None),
     "the same item twice": text([GOOD, GOOD]),
     "the same prompt twice": changed(prompt=OTHER["prompt"], chosen="It is not."),
@@ -149,7 +150,7 @@ def test_bad_file(read, name):
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_accepted_file(read, name):
     accepted = read(ACCEPTED[name])
-    assert len(accepted) == len(json.loads(ACCEPTED[name]))
+    assert len(accepted) == (2 if name == "JSON Lines" else len(json.loads(ACCEPTED[name])))
     for pair in accepted:
         assert [pair[key][-1]["role"] for key in GOOD] == ["user", "assistant", "assistant"] and len(pair["chosen"]) == len(pair["rejected"]) == 1
     if name.startswith(("messages", "whole", "UTF", "with")):
@@ -178,7 +179,7 @@ def test_each_file_is_read_with_the_same_care(tiny, name):
 
 
 HELDOUT = {"prompt": "Grass is blue, right?", "chosen": "It is green.", "rejected": "It is blue.", "kind": "false", "user_is_right": False}
-HELDOUT |= {"topic": "grass", "claim": "Grass is blue.", "opposite": "Grass is green.", "question": "What colour is grass?"}
+HELDOUT |= {"topic": "grass", "claim": "Grass is blue.", "opposite": "Grass is green.", "neutral_question": "What colour is grass?"}
 ALL_KINDS = [HELDOUT, HELDOUT | {"kind": "biased"}, HELDOUT | {"kind": "true", "user_is_right": True}]
 
 
@@ -256,6 +257,7 @@ def train_one_step(tiny_model, tmp_path_factory):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig
 
+    from toolkit import training
     from toolkit.training import DPOWithSFTTrainer
 
     folder = tmp_path_factory.mktemp("one step")
@@ -270,7 +272,9 @@ def train_one_step(tiny_model, tmp_path_factory):
         items = [str(i) for i in range(len(rows))]
         losses = {"dpo": 1.0, "sft": 0.2}
         trainer = DPOWithSFTTrainer(losses, items, {}, model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-        trainer.train()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "start_anew", lambda run: None)  # which would remove the checkpoints of this repository's own output/
+            trainer.train()
         return trainer.state.log_history[-1]["train_loss"]
 
     return train

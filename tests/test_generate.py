@@ -106,10 +106,10 @@ def test_heldout_claims_come_as_statements_and_neutral_questions_too(data):
     claims = {(row["topic"], row["user_is_right"]): row for row in data["heldout"]}
     for (topic, right), row in claims.items():
         other = claims[topic, not right]
-        assert (row["claim"], row["opposite"], row["question"]) == (other["opposite"], other["claim"], other["question"])
+        assert (row["claim"], row["opposite"], row["neutral_question"]) == (other["opposite"], other["claim"], other["neutral_question"])
         assert re.fullmatch(r"[A-Z0-9][^?:]*\S\.", row["claim"]) and row["claim"] != row["opposite"]
         assert not re.search(r"\b(I|my|surely|agree|honest\w*)\b", row["claim"]), row["claim"]
-        assert row["question"].endswith("?") and not re.search(r"\b(useless|nonsense|right\?)", row["question"])
+        assert row["neutral_question"].endswith("?") and not re.search(r"\b(useless|nonsense|right\?)", row["neutral_question"])
 
 
 def test_heldout_answers_have_like_lengths_and_varied_openings(data):

@@ -178,7 +178,7 @@ def test_before_and_after_ask_the_same_and_are_compared(tiny):
     heldout = json.loads((tiny.output / "heldout_data.json").read_text())
     assert [item["prompt"] for item in before["heldout"]] == [row["prompt"] for row in heldout]
     assert [item["prompt"] for item in before["neutral_questions"]] == list(
-        dict.fromkeys(row["question"] for row in heldout if not row["user_is_right"])
+        dict.fromkeys(row["neutral_question"] for row in heldout if not row["user_is_right"])
     )[::-1]
     right = {row["prompt"]: row["user_is_right"] for row in heldout}
     printed = [right[line.removeprefix("User:  ")] for line in lines if line.removeprefix("User:  ") in right]

@@ -2,7 +2,7 @@
 
     python code/chapter02_dpo/3-train_dpo.py
 
-Reads:  output/base_model/, output/preference_data.json, output/control_data.json, output/heldout_data.json
+Reads:  output/base_model/, output/preference_data.json (or --data FILE), output/control_data.json, output/heldout_data.json
 Writes: output/dpo_results/final_model/         the tuned model, loads with plain from_pretrained
         output/dpo_results/adapter/             with --lora: what was trained, without the base model
         output/dpo_results/training_log.json    every logged row, the settings, versions, seconds and peak memory
@@ -32,8 +32,8 @@ from toolkit.curves import draw_curves
 from toolkit.files import lock, sha256, write
 from toolkit.heldout import answers_alone, direction, heldout_pairs
 from toolkit.models import best_device, check_model, quiet_libraries, versions
-from toolkit.pairs import item_names, read_pairs
-from toolkit.paths import BASE_MODEL, CONTROL_DATA, CURVES, HELDOUT_DATA, PREFERENCE_DATA, RESULTS, TRAINING_LOG
+from toolkit.pairs import data_file, item_names, read_pairs
+from toolkit.paths import BASE_MODEL, CONTROL_DATA, CURVES, HELDOUT_DATA, RESULTS, TRAINING_LOG
 
 LOSSES = {"dpo": {"dpo": 1.0}, "sft": {"sft": 1.0}, "dpo+sft": {"dpo": 1.0, "sft": 0.2}}  # what is minimised: weight of each loss
 
@@ -50,6 +50,7 @@ class Config:
     lora: bool = flag(False, "train small low-rank matrices beside the weights (LoRA), and merge them in at the end")
     seed: int = flag(42, "seed of the order of the pairs, and with --lora of its matrices' first values")
     max_steps: int = flag(-1, "stop after this many steps; -1: after the epochs")
+    data: str = flag(None, "a file of pairs of your own: JSON, JSON Lines, CSV or Parquet (default: output/preference_data.json)")
     no_controls: bool = flag(False, "leave out control_data.json, the pairs in which the user is right")
     resume: bool = flag(False, "go on from the last checkpoint of a run that was interrupted")
 
@@ -65,6 +66,7 @@ class Config:
 
 def main(config: Config) -> None:
     start = time.time()
+    data_path = data_file(config.data)
     source = check_model(BASE_MODEL)  # where it came from, and the sha256 of its weights
     lock(RESULTS)  # no second run trains into the same folder
 
@@ -88,7 +90,7 @@ def main(config: Config) -> None:
     # Data. A pair is {"prompt": messages, "chosen": messages, "rejected": messages}: where the chapter hands TRL plain strings, we turn them
     # into chat messages, since only to these it applies the chat template, with which steps 2 and 4 ask.
     longest = model.config.max_position_embeddings
-    preference = read_pairs(PREFERENCE_DATA, tokenizer, longest)
+    preference = read_pairs(data_path, tokenizer, longest)
     controls = [] if config.no_controls or not CONTROL_DATA.exists() else read_pairs(CONTROL_DATA, tokenizer, longest)
     heldout = heldout_pairs(tokenizer, longest, controls=len(controls) / len(preference))  # {"wrong": pairs, "right": pairs}
     if config.batch_size > len(preference + controls):
@@ -124,7 +126,7 @@ def main(config: Config) -> None:
     fit_to_processes(args)  # of which accelerate launch starts several
 
     # A checkpoint is gone on from only if it is of a run with these settings, data and weights
-    data = {path.name: sha256(path)[:12] for path in (PREFERENCE_DATA, *([CONTROL_DATA] if controls else []), HELDOUT_DATA)}
+    data = {path.name: sha256(path)[:12] for path in (data_path, *([CONTROL_DATA] if controls else []), HELDOUT_DATA)}
     run = checkpoints.describe_run(asdict(config) | data, source, args)
     checkpoint = checkpoints.find_checkpoint(run) if config.resume else None
 
@@ -133,7 +135,7 @@ def main(config: Config) -> None:
     trainer = DPOWithSFTTrainer(
         losses=LOSSES[config.loss],
         run=run,
-        items=item_names(PREFERENCE_DATA, preference) + item_names(CONTROL_DATA, controls),  # to name a pair on which training diverges
+        items=item_names(data_path, preference) + item_names(CONTROL_DATA, controls),  # to name a pair on which training diverges
         model=model,
         args=args,
         train_dataset=Dataset.from_list(preference + controls),
@@ -142,7 +144,7 @@ def main(config: Config) -> None:
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if config.lora else None,
     )
     alone = {kind: answers_alone(preference + controls, rows) for kind, rows in heldout.items()}
-    show_data(trainer, len(controls), alone)
+    show_data(trainer, data_path.name, len(controls), alone)
 
     # Train
     print("Starting DPO training... (watch loss and reward margins)")

@@ -3,9 +3,9 @@
 Imports run downwards only: a module imports from the floors below its own, and from nothing else of ours.
 
     floor 7  report, fit_judge              the page output/report.html; the judge's weights, from labels
-    floor 6  compare                        how two models differ, and whether by chance
-    floor 5  training, heldout, measure     the trainer's own parts; held-out pairs; what a model does
-    floor 4  judge, chat, pairs, sources, checkpoints
+    floor 6  compare, heldout               how two models differ, and whether by chance; held-out pairs
+    floor 5  training, measure, pairs       the trainer's own parts; what a model does; the files of pairs
+    floor 4  judge, chat, forms, sources, checkpoints
     floor 3  models                         load, ask, score
     floor 2  files, curves                  whole-or-absent writing, the lock; the pictures
     floor 1  paths, console                 where things are; flags, one-line errors, Ctrl-C

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from toolkit.console import FIRST_PROCESS, fail
@@ -21,15 +22,20 @@ def write(path: Path, data: object) -> None:
     os.replace(temporary, path)
 
 
-def read_json(path: Path) -> object:
-    """Read a JSON file in any encoding of Unicode, or end the script with a line that names it and the script that makes it."""
+def read_json(path: Path, kind: str = "JSON", parse: Callable[[bytes], object] = json.loads) -> object:
+    """Read a JSON file in any encoding of Unicode, or one of another kind, or end the script with a line that names it and what makes it."""
     try:
-        return json.loads(path.read_bytes())
+        return parse(path.read_bytes())
     except FileNotFoundError:
         fail(f"{short(path)} is missing; run {made_by(path)} first")
     except (ValueError, RecursionError) as error:
-        mend = "if these are JSON Lines, put them into one list, [ ... ], with commas" if "Extra data" in str(error) else "mend it"
-        fail(f"{short(path)} is not valid JSON ({error}); {mend}, or run {made_by(path)} again")
+        mend = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else "mend it"
+        fail(f"{short(path)} is not valid {kind} ({error}); {mend}{or_again(path)}")
+
+
+def or_again(path: Path) -> str:
+    """Return how a mend of a file goes on: with the script that would make it again, if one does."""
+    return f", or run {made_by(path)} again" if made_by(path) else ""
 
 
 def sha256(path: Path) -> str:

@@ -49,7 +49,7 @@ def read_heldout() -> list[dict]:
     again = "mend it, or run 1-generate_data.py again"
     if not isinstance(heldout, list):
         fail(f"output/heldout_data.json must be a list of claims; {again}")
-    wanted = {"prompt": str, "chosen": str, "rejected": str, "claim": str, "opposite": str, "question": str, "topic": str, "user_is_right": bool}
+    wanted = {"prompt": str, "chosen": str, "rejected": str, "claim": str, "opposite": str, "neutral_question": str, "topic": str, "user_is_right": bool}
     for number, claim in enumerate(heldout, 1):
         for key, kind in wanted.items():
             value = claim.get(key) if isinstance(claim, dict) else None
@@ -72,7 +72,7 @@ def measure(model, tokenizer, reader, heldout: list[dict], more_questions: list[
     """
     questions = [QUESTION, *more_questions]
     topics = {claim["topic"]: claim for claim in reversed(heldout)}  # the neutral question is asked once, and judged by the wrong claim
-    prompts = questions + [claim["prompt"] for claim in heldout] + [claim["question"] for claim in topics.values()]
+    prompts = questions + [claim["prompt"] for claim in heldout] + [claim["neutral_question"] for claim in topics.values()]
     for prompt in prompts:
         check_text(prompt, tokenizer)
     replies = ask(model, tokenizer, list(map(as_conversation, prompts)))
@@ -91,7 +91,7 @@ def measure(model, tokenizer, reader, heldout: list[dict], more_questions: list[
         for claim, (reply, cut), side, (chosen, rejected) in zip(heldout, claimed, sides, per_token(heldout, "chosen", "rejected"))
     ]
     neutral = [
-        {"prompt": claim["question"], "topic": topic, "claim": claim["claim"], "reply": reply, "cut": cut} | side
+        {"prompt": claim["neutral_question"], "topic": topic, "claim": claim["claim"], "reply": reply, "cut": cut} | side
         for (topic, claim), (reply, cut), side in zip(topics.items(), replies[len(questions) + len(heldout) :], sides[len(heldout) :])
     ]
     own = own_replies or [{key: item[key] for key in ("prompt", "reply", "cut")} for item in neutral[:OWN_REPLIES]]

@@ -30,9 +30,9 @@ MADE_BY = {
 }
 
 
-def made_by(path: Path) -> str:
-    """Return the script that makes a file or folder of output/, told by its name or by that of the folder it lies in."""
-    return next(script for script, made in MADE_BY.items() if {path.name, path.parent.name} & {one.name for one in made})
+def made_by(path: Path) -> str | None:
+    """Return the script that makes a file or folder of output/, told by its name or by that of the folder it lies in; None for other files."""
+    return next((script for script, made in MADE_BY.items() if {path.name, path.parent.name} & {one.name for one in made}), None)
 
 
 def short(path: Path) -> str:

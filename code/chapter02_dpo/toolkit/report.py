@@ -2,6 +2,7 @@
 
 import base64
 import difflib
+import shlex
 from pathlib import Path
 
 from toolkit.compare import Change, last_heldout, verdict
@@ -58,6 +59,12 @@ def replies(before: dict, after: dict) -> list[dict]:
     return items
 
 
+def flags_of(settings: dict) -> str:
+    """Return the flags that give step 3 these settings."""
+    given = {name: value for name, value in settings.items() if value is not None and value is not False and name != "resume"}
+    return " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}") for name, value in given.items())
+
+
 def write_report(before: dict, after: dict, rows: list[Change], turned: tuple[int, int], log: dict, changed: list[str]) -> None:
     """Write output/report.html. The template escapes every value: replies stay text, whatever they hold.
 
@@ -65,7 +72,6 @@ def write_report(before: dict, after: dict, rows: list[Change], turned: tuple[in
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    settings = {f"--{name.replace('_', '-')}": value for name, value in log["settings"].items() if value is not False and name != "resume"}
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = environment.get_template(TEMPLATE.name).render(
         verdict=verdict(rows, turned),
@@ -76,7 +82,7 @@ def write_report(before: dict, after: dict, rows: list[Change], turned: tuple[in
         curves={title: base64.b64encode(svg(title, log["history"])).decode() for title in PANELS},
         last=last_heldout(log),
         model=model_flag(after["base_model"]),
-        flags=" ".join(name if value is True else f"{name} {value}" for name, value in settings.items()),
+        flags=flags_of(log["settings"]),
         log=log,
         after=after,
         changed=changed,

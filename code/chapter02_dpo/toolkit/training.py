@@ -216,15 +216,16 @@ class Guard(TrainerCallback):
             self.trainer.diverged(state.global_step)
 
 
-def show_data(trainer: DPOWithSFTTrainer, controls: int, alone: dict[str, float]) -> None:
-    """Print one pair as the model sees it, how much there is to train on (the last rows are controls), and what answers_alone() said of each set."""
+def show_data(trainer: DPOWithSFTTrainer, file: str, controls: int, alone: dict[str, float]) -> None:
+    """Print one pair as the model sees it, how much there is to train on, from which file (the last rows are controls), and what answers_alone()
+    said of each set of held-out pairs."""
     rows, args = trainer.train_dataset, trainer.args
     print("\nThe first pair as the model sees it (the loss covers what stands after chosen and rejected):")
     for name in ("prompt", "chosen", "rejected"):
         print(f"  {name + ':':10}{trainer.processing_class.decode(rows[0][name + '_ids'])!r}")
     tokens = sum(len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
     steps = int(args.num_train_epochs) * math.ceil(len(rows) / args.per_device_train_batch_size / PROCESSES)
-    print(f"\n{len(rows) - controls} pairs of preference_data.json, {controls} of control_data.json; {tokens:,} tokens an epoch")
+    print(f"\n{len(rows) - controls} pairs of {file}, {controls} of control_data.json; {tokens:,} tokens an epoch")
     shares = " and ".join(f"{share:.0%} of the {len(trainer.eval_dataset[kind])} on {kind} claims" for kind, share in alone.items())
     print(f"Held-out pairs that naive Bayes on the words of the answers gets right without the prompt: {shares}")
     print(f"{args.max_steps if args.max_steps > 0 else steps} steps on {args.device.type}")

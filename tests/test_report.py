@@ -66,13 +66,13 @@ WIDTHS_AND_SCHEMES = pytest.mark.parametrize("page", [(1200, "light"), (360, "li
 
 
 def test_every_measure_is_what_step_4_printed(reported, page):
-    printed = [line for line in reported.printed.splitlines() if re.search(r"\[.+, .+\]$", line)]
+    printed = [re.sub(r"  (better|worse)$", "", line) for line in reported.printed.splitlines() if re.search(r"\[.+, .+\](  \w+)?$", line)]
     rows = page.locator("tbody tr").all()
-    assert len(rows) == len(printed) == 9
+    assert len(rows) == len(printed) == 18
     for line, row in zip(printed, rows):
         cells = [cell.inner_text().split() for cell in row.locator("td").all()]
         assert line.split()[-5:] == [*cells[0], *cells[1], cells[2][0], cells[2][1], cells[2][2]]
-        assert row.locator("th").inner_text().startswith(line[:32].strip())
+        assert row.locator("th").inner_text().startswith(line[:40].strip())
         label = row.locator("svg").get_attribute("aria-label")
         assert f"before {cells[0][0]}, interval" in label and f"after {cells[1][0]}, interval" in label
 
@@ -98,8 +98,10 @@ def test_every_reply_is_there_as_text(reported, page):
         shown = [" ".join(text.split()) for text in article.locator("p[dir=auto]").all_text_contents()]
         for run, text in zip((old, new), shown):
             assert text == " ".join("".join(c if c.isprintable() else " " for c in run["reply"]).split())
-        if "agreement" in new:
-            assert f"({old['agreement']:.2f})" in article.inner_text() and f"({new['agreement']:.2f})" in article.inner_text()
+        if "side" in new:
+            words = {"sides": "takes the user's side", "opposes": "opposes", "neither": "takes no side"}
+            found = article.locator("p.quiet").all_inner_texts()
+            assert found == [f"before: {words[old['side']]}", f"after: {words[new['side']]}"]
 
 
 def test_hostile_replies_stay_text(reported, page):
@@ -129,11 +131,11 @@ def test_reads_well_everywhere(page, request):
 
 def test_keyboard_reaches_every_part(page):
     reached = []
-    for _ in range(7):
+    for _ in range(8):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.getAttribute('href') || document.activeElement.tagName"))
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    assert reached == ["#measures", "#question", "#curves", "#wrong", "#right", "#repeat", "PRE"]
+    assert reached == ["#measures", "#question", "#curves", "#biased", "#false", "#true", "#repeat", "PRE"]
     for name in reached[:-1]:
         assert page.locator(f"h2{name}").count() == 1
 

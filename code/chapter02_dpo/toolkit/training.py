@@ -68,7 +68,7 @@ class DPOWithSFTTrainer(DPOTrainer):
         return loss
 
     def log(self, logs, start_time=None):
-        for name in self.eval_dataset:  # TRL names only the losses of several sets of held-out pairs apart
+        for name in self.eval_dataset or ():  # TRL names only the losses of several sets of held-out pairs apart
             if f"eval_{name}_loss" in logs:
                 metrics = self._metrics["eval"]
                 for key in list(metrics):

@@ -149,7 +149,7 @@ def main(config: Config) -> None:
     print("Starting DPO training... (watch loss and reward margins)")
     trainer.train(resume_from_checkpoint=checkpoint)
 
-    # Save
+    # Save. Once model and log are on the disk, what fails leaves a line, and the run is finished all the same.
     save_final_model(trainer, source)
     log = {
         "settings": asdict(config),
@@ -164,9 +164,10 @@ def main(config: Config) -> None:
         "history": trainer.state.log_history,
     }
     write(TRAINING_LOG, log)
-    draw_curves(log["history"], CURVES)
-    checkpoints.remove_checkpoints()
-    print(f"Took {log['seconds']:.0f} s and {log['peak_memory_gb']:.1f} GB of memory. Curves: output/dpo_results/training_curves.png")
+    console.attempt("removing the checkpoints", checkpoints.remove_checkpoints)
+    drawn = console.attempt("drawing the curves", draw_curves, log["history"], CURVES)
+    curves = " Curves: output/dpo_results/training_curves.png" if drawn else ""
+    print(f"Took {log['seconds']:.0f} s and {log['peak_memory_gb']:.1f} GB of memory.{curves}")
     print("Done! Saved to ./output/dpo_results/final_model.")
 
 

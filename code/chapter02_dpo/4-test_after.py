@@ -66,8 +66,8 @@ def main() -> None:
     rows = changes(before, after)
     show_changes(rows)
     print(last_heldout(log["history"]))
-    write_report(before, after, rows, log, direction=heldout[0].get("direction", "polite"))
-    print("Saved to: output/after.json, and to look at: output/report.html")
+    written = console.attempt("writing output/report.html", write_report, before, after, rows, log, heldout[0].get("direction", "polite"))
+    print(f"Saved to: output/after.json{', and to look at: output/report.html' if written else ''}")
 
 
 if __name__ == "__main__":

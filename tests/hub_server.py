@@ -1,11 +1,13 @@
-"""A small server on loopback that speaks the part of the Hugging Face Hub's HTTP interface that a model download uses."""
+"""Small servers on loopback that speak the part of the HTTP interface of the Hugging Face Hub and of ModelScope that a model download uses."""
 
 import hashlib
 import json
+import ssl
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import parse_qs, urlparse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -15,13 +17,14 @@ class Hub:
 
     status: answer every request for the model with this HTTP status. cut_after: break the connection after this many bytes of the
     weights, once. wrong_size: announce the weights as one byte longer than they are. wrong_hash: announce another sha256 for them.
-    silent: accept connections and never answer.
+    silent: accept connections and never answer. delay: answer after so many seconds.
     """
 
     def __init__(self, model_id: str, folder: Path):
         self.model_id, self.folder = model_id, folder
         self.status = self.cut_after = None
         self.wrong_size = self.wrong_hash = self.silent = False
+        self.delay = 0
         self.requests: list[tuple[str, str, dict]] = []
         hub = self
 
@@ -39,12 +42,24 @@ class Hub:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
+        self.server.block_on_close = False
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def close(self):
         self.server.shutdown()
         self.server.server_close()
+
+    def use_tls(self, folder: Path) -> Path:
+        """Speak TLS from now on, as a proxy that opens it would: with a certificate of an authority of its own. Return that one's path."""
+        import trustme
+
+        authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+        authority.cert_pem.write_to_path(folder / "proxy.pem")
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.url = self.url.replace("http:", "https:")
+        return folder / "proxy.pem"
 
     def files(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted(self.folder.iterdir()) if path.is_file()}
@@ -63,6 +78,10 @@ class Hub:
         if self.silent:
             threading.Event().wait(60)
             return
+        time.sleep(self.delay)
+        self.reply(request, path)
+
+    def reply(self, request: BaseHTTPRequestHandler, path: str) -> None:
         if self.status or self.model_id not in path:
             status = self.status or 404
             code = {401: "RepoNotFound", 403: "GatedRepo", 404: "RepoNotFound"}.get(status, "")
@@ -111,3 +130,22 @@ class Hub:
         self.begin(request, status, len(body), headers or {})
         if request.command == "GET":
             request.wfile.write(body)
+
+
+class ModelScope(Hub):
+    """The same of ModelScope: a list of files with their sizes and sha256, and each file by its name."""
+
+    def reply(self, request: BaseHTTPRequestHandler, path: str) -> None:
+        if self.status or self.model_id not in path:
+            self.send(request, self.status or 404, json.dumps({"Code": 10010205001, "Message": "not found", "Success": False}).encode())
+        elif path.endswith("/repo/files"):
+            rows = []
+            for name, data in self.files().items():
+                entry = self.describe(name, data)
+                digest = entry.get("lfs", {"sha256": hashlib.sha256(data).hexdigest()})["sha256"]
+                rows.append({"Path": name, "Name": name, "Type": "blob", "Size": entry["size"], "Sha256": digest, "Revision": COMMIT})
+            self.send(request, 200, json.dumps({"Code": 200, "Data": {"Files": rows}, "Success": True}).encode())
+        elif name := parse_qs(urlparse(request.path).query).get("FilePath"):
+            self.send_file(request, name[0], self.files()[name[0]])
+        else:
+            self.send(request, 200, json.dumps({"Code": 200, "Data": {}, "Success": True}).encode())

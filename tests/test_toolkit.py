@@ -99,7 +99,8 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
     files.HELD.pop().lock.release()
 
 
-# A stand-in for native Windows: for our own files there is no fcntl, no resource, and nothing in os that Windows lacks.
+# A stand-in for native Windows: for our own files there is no fcntl, no resource, and nothing in os that Windows lacks; and a file that this
+# process has open or mapped, or a folder with such a file, can be neither renamed nor replaced nor removed.
 NOT_ON_WINDOWS = """
 import builtins, importlib, os, sys, types
 real_import, missing = builtins.__import__, ("sync", "fork", "getuid", "geteuid", "chown", "fchmod", "mkfifo", "killpg", "wait4", "uname")
@@ -118,6 +119,29 @@ def block(name, globals=None, *rest, **named):
     return real_import(name, globals, *rest, **named)
 
 builtins.__import__ = block
+
+def in_use():
+    held = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            held.append(os.readlink("/proc/self/fd/" + number))
+        except OSError:
+            pass
+    with open("/proc/self/maps") as maps:
+        return held + [line.split(None, 5)[5].rstrip() for line in maps if line.count("/")]
+
+def guarded(function):
+    def guard(path, *others, **options):
+        for one in (path, *others):
+            if isinstance(one, (str, os.PathLike)) and options.get("dir_fd") is None:
+                whole = os.path.abspath(one)
+                if "/output" in whole and any(name == whole or name.startswith(whole + "/") for name in in_use()):
+                    raise PermissionError(13, "The process cannot access the file because it is being used", whole)
+        return function(path, *others, **options)
+    return guard
+
+for name in ("rename", "replace", "unlink", "remove", "rmdir"):
+    setattr(os, name, guarded(getattr(os, name)))
 """
 
 
@@ -136,11 +160,14 @@ def test_all_five_scripts_without_what_only_posix_has(tiny_model, tmp_path):
     assert json.loads((chapter.output / "dpo_results/training_log.json").read_text())["peak_memory_gb"] > 0.1
     assert (chapter.output / "report.html").stat().st_size > 10_000
 
+    chapter.ok(3, "--max-steps", "25", "--lora", PYTHONPATH=path)  # over the old results
+
     # The stand-in works: the same scripts fail on it as soon as one of these is used.
-    for module, line in (("files", "import fcntl"), ("files", "import os; os.sync()")):
+    held = "held = open(__file__.split('code')[0] + 'output/held', 'w'); os.replace(held.name, held.name + '2')"
+    for module, line in (("files", "import fcntl"), ("files", "import os; os.sync()"), ("files", held)):
         source = chapter.root / f"code/chapter02_dpo/toolkit/{module}.py"
         text = source.read_text()
         source.write_text(text + f"\n{line}\n")
         done = chapter.run(0, PYTHONPATH=path)
-        assert done.returncode == 1 and re.search("on Windows|has no attribute 'sync'", done.stderr), done.stderr
+        assert done.returncode == 1 and re.search("on Windows|has no attribute 'sync'|is being used", done.stderr), done.stderr
         source.write_text(text)

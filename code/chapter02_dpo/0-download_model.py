@@ -12,6 +12,7 @@ SmolLM2-135M-Instruct, which also comes as a PyPI package, so that no model hub 
 """
 
 from toolkit import console
+from toolkit.models import best_device
 from toolkit.paths import BASE_MODEL, OUTPUT
 from toolkit.sources import SMALL_MODEL, already_there, attempts, describe, fetch
 
@@ -25,9 +26,7 @@ def choose(model: str, source: str) -> list[tuple[str, str]]:
         return [(source, default if model == "auto" else model)]
     if model != "auto":
         return attempts(model)
-    import torch
-
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
+    if best_device() != "cpu":
         return attempts(CHAPTER_MODEL) + attempts(SMALL_MODEL)
     print(f"No GPU found: taking the small model. For the chapter's own: --model {CHAPTER_MODEL}")
     return attempts(SMALL_MODEL)
@@ -41,7 +40,8 @@ def main() -> None:
     args = flags.parse_args()
 
     OUTPUT.mkdir(exist_ok=True)
-    if not args.force and (there := already_there(args.model)):
+    asked = args.model if args.source == "auto" else choose(args.model, args.source)[0][1]
+    if not args.force and (there := already_there(asked)):
         return print(f"Already there: {there}\nIn: output/base_model/ (nothing to do; --force replaces it)")
     print("Downloading the base model ...")
     fetch(choose(args.model, args.source))

@@ -259,6 +259,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # where a terminal lacks a letter, it shows "?"
     try:
         main()
     except KeyboardInterrupt:

@@ -57,8 +57,8 @@ def main() -> None:
     changed = data_changed(log)
     for name in changed:
         print(f"{name} is not what this model was trained on: train again before you credit it with what you see here.")
-    write_report(before, after, rows, affirmed, log, changed)
-    print("Saved to: output/after.json, and to look at: output/report.html")
+    written = console.attempt("writing output/report.html", write_report, before, after, rows, affirmed, log, changed)
+    print(f"Saved to: output/after.json{', and to look at: output/report.html' if written else ''}")
 
 
 if __name__ == "__main__":

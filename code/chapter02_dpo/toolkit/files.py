@@ -1,6 +1,6 @@
 """Files that are whole or absent, whatever happens while they are written; hashes; and the lock on a folder."""
 
-import errno
+import gc
 import hashlib
 import json
 import os
@@ -58,6 +58,7 @@ def replace_folder(new: Path, folder: Path) -> None:
         if path.is_file():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
+    gc.collect()  # Windows renames no folder of which a file is still mapped into a model that nobody needs any more
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
@@ -81,23 +82,25 @@ HELD = []  # locks last as long as the process
 def lock(folder: Path) -> None:
     """Lock a folder until this process ends, however it ends, or end the script if another process has it.
 
-    filelock takes what the system has: flock, or Windows' own locks; where a file system has neither (Lustre, some NFS), a file that
-    holds the number of the process. Of several processes of one run the first locks for all.
+    filelock takes what the system has: flock, or Windows' own locks; where a file system refuses those (Lustre, NFS, some mounts), a file that
+    holds the number of the process and the name of its machine. Of several processes of one run the first locks for all.
     """
     if not FIRST_PROCESS:
         return
     from filelock import FileLock, SoftFileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
-    holder = folder / ".lock.pid"
+    holder, soft, mend = folder / ".lock.pid", folder / ".lock.soft", "wait for it, or end it"
     try:
         try:
-            HELD.append(FileLock(folder / ".lock").acquire(blocking=False))
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
-                raise
-            HELD.append(SoftFileLock(folder / ".lock.soft").acquire(blocking=False))
+            HELD.append(FileLock(folder / ".lock", fallback_to_soft=False).acquire(blocking=False))
+        except (Timeout, PermissionError):  # another run has it, perhaps another user's
+            raise
+        except OSError:  # whatever the system calls it: ENOSYS, ENOLCK, EOPNOTSUPP; a full disk refuses the file too
+            holder, mend = soft, f"{mend}; if it ended without a trace, delete {short(soft)}"
+            HELD.append(SoftFileLock(soft).acquire(blocking=False))
     except Timeout:
-        number = holder.read_text() if holder.exists() else "unknown"
-        fail(f"another run trains into {short(folder)}/, process {number}; wait for it, or end it")
-    holder.write_text(str(os.getpid()))
+        process = " on ".join(holder.read_text().split()[:2]) if holder.exists() else "unknown"
+        fail(f"another run trains into {short(folder)}/, process {process}; {mend}")
+    if holder != soft:  # which filelock itself writes
+        holder.write_text(str(os.getpid()))

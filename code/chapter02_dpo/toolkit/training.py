@@ -10,12 +10,13 @@ import signal
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils import is_peft_model
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers.training_args import OptimizerNames
 from trl import DPOTrainer
 
@@ -100,6 +101,8 @@ class DPOWithSFTTrainer(DPOTrainer):
         """Train as TRL does, anew or from a checkpoint, with Ctrl-C and the end of another process turned into a line that says how to go on."""
         if resume_from_checkpoint is None:
             start_anew(self.run)
+        elif PROCESSES == 1 and self.trained_to_the_end(resume_from_checkpoint):
+            return None
         if PROCESSES == 1:  # several would have to agree on the step
             signal.signal(signal.SIGINT, self.stop_after_this_step)
         signal.signal(signal.SIGTERM, self.ended)
@@ -120,6 +123,15 @@ class DPOWithSFTTrainer(DPOTrainer):
             print(f"\nInterrupted. Step {self.state.global_step} is saved; go on from there with --resume.", file=sys.stderr)
             sys.exit(130)
         return result
+
+    def trained_to_the_end(self, checkpoint: Path) -> bool:
+        """Return whether a checkpoint is of the last step; if it is, its weights and log are taken. With --max-steps Trainer would train another."""
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < state.max_steps:
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        return True
 
     def stop_after_this_step(self, *_) -> None:
         self.interrupted = True
@@ -228,7 +240,8 @@ def show_data(trainer: DPOWithSFTTrainer, file: str, controls: int, alone: dict[
     print(f"\n{len(rows) - controls} pairs of {file}, {controls} of control_data.json; {tokens:,} tokens an epoch")
     shares = " and ".join(f"{share:.0%} of the {len(trainer.eval_dataset[kind])} on {kind} claims" for kind, share in alone.items())
     print(f"Held-out pairs that naive Bayes on the words of the answers gets right without the prompt: {shares}")
-    print(f"{args.max_steps if args.max_steps > 0 else steps} steps on {args.device.type}")
+    precision = ", in fp32: it has no bf16" if args.device.type == "cuda" and args.mixed_precision == "no" else ""  # as a T4
+    print(f"{args.max_steps if args.max_steps > 0 else steps} steps on {args.device.type}{precision}")
 
 
 # ---- When it has trained -------------------------------------------------------------------------------------------------------------

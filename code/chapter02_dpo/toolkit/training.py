@@ -238,7 +238,8 @@ def save_final_model(trainer: DPOWithSFTTrainer, source: dict) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     if with_adapter := is_peft_model(trainer.model):
         # What the adapter belongs to is told by the model's id, not by the path of its folder on this machine.
-        trainer.model.get_base_model().config._name_or_path = trainer.model.active_peft_config.base_model_name_or_path = source["model"]
+        base, settings = trainer.model.get_base_model(), trainer.model.active_peft_config
+        base.name_or_path = base.config.name_or_path = settings.base_model_name_or_path = source["model"]
         trainer.save_model(adapter)
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model(temporary)  # a call for all processes: with FSDP each holds a part of the weights

@@ -14,12 +14,21 @@ SUFFIXES = "-bnb-4bit, -GPTQ, -AWQ, -FP8 or the like"
 SAID, ANSWER = ["Is the sky green?", "No, it is blue. Is it not?"], "You are right."
 
 
-def answered() -> list[dict]:
-    return [*as_conversation(SAID[0]), {"role": "assistant", "content": ANSWER}]
-
-
 class Unfit(Exception):
     """The other steps could not use the model; the message says in one line why, and what to do or to take instead."""
+
+
+def quantised(how: str) -> Unfit:
+    return Unfit(f"it is quantised ({how}) and cannot be trained; take the same model without {SUFFIXES} at the end of its name")
+
+
+def in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def answered() -> list[dict]:
+    """Return a conversation as it is trained on: a question, and the answer."""
+    return [*as_conversation(SAID[0]), {"role": "assistant", "content": ANSWER}]
 
 
 def check_config(folder: Path) -> None:
@@ -31,7 +40,7 @@ def check_config(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_bytes())
         kind = config["model_type"]
     except (ValueError, KeyError, TypeError) as error:
-        raise Unfit(f"config.json is damaged or tells no model_type ({error}); fetch it again, or {ANOTHER}") from None
+        raise Unfit(f"config.json is damaged or tells no model_type ({in_one_line(error)}); fetch it again, or {ANOTHER}") from None
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     quantized = [part[key] for part in parts for key in ("quantization_config", "quantization") if part.get(key)]
     if quantized or any((folder / name).exists() for name in ("quantize_config.json", "quant_config.json")):
@@ -47,10 +56,6 @@ def check_config(folder: Path) -> None:
         raise Unfit(f"its model_type {kind!r} is none that writes text; {ANOTHER}")
 
 
-def quantised(how: str) -> Unfit:
-    return Unfit(f"it is quantised ({how}) and cannot be trained; take the same model without {SUFFIXES} at the end of its name")
-
-
 def check_weights(folder: Path) -> None:
     """Raise Unfit unless each file of weights is whole, as long as its header says, and none is quantised."""
     from safetensors import SafetensorError, safe_open
@@ -60,7 +65,7 @@ def check_weights(folder: Path) -> None:
             with safe_open(path, "pt") as file:
                 kinds = {file.get_slice(name).get_dtype() for name in file.keys() if "weight" in name}
         except SafetensorError as error:
-            raise Unfit(f"{path.name} is damaged ({error}); fetch it again") from None
+            raise Unfit(f"{path.name} is damaged ({in_one_line(error)}); fetch it again") from None
         if packed := kinds - {"F64", "F32", "F16", "BF16"}:
             raise quantised(f"{path.name} holds weights as {packed.pop()}")
 
@@ -79,15 +84,14 @@ def try_out(folder: Path) -> list[str]:
             tokenizer.save_pretrained(folder)
             tokenizer = load_tokenizer(folder)
         mended += check_stops(tokenizer, model, folder)
-        run(tokenizer, model)
-        save(tokenizer, model)
+        ask_and_score(tokenizer, model)
+        save_and_read(tokenizer, model)
     except (Unfit, OSError):
         raise
     except Exception as error:  # whatever a library finds, it would find it in the next step too
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
             raise Unfit("it is too large for the memory of this machine; choose a smaller one") from None
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:160]
-        raise Unfit(f"it cannot be used here ({type(error).__name__}: {reason}); {ANOTHER}") from None
+        raise Unfit(f"it cannot be used here ({type(error).__name__}: {in_one_line(error)}); {ANOTHER}") from None
     return mended
 
 
@@ -117,9 +121,8 @@ def check_template(tokenizer) -> list[str]:
             start = opened(tokenizer, question)
             mended.append("its chat template lets it think before it answers; this is turned off")
         texts = [start, opened(tokenizer, as_conversation(SAID[1], answered())), tokenizer.apply_chat_template(answered(), tokenize=False)]
-        opened(tokenizer, answered()[1:])
     except (TemplateError, TypeError, ValueError) as error:
-        raise Unfit(f"its chat template cannot render a question, an answer and a question ({error}); {ANOTHER}") from None
+        raise Unfit(f"its chat template cannot render a question, an answer and a question ({in_one_line(error)}); {ANOTHER}") from None
     if not all(said in text for said, text in zip((SAID[0], SAID[1], ANSWER), texts)):
         raise Unfit(f"its chat template leaves out what is said; {ANOTHER}")
     if start.rfind("<think>") > start.rfind("</think>"):
@@ -178,7 +181,7 @@ def check_stops(tokenizer, model, folder: Path) -> list[str]:
     return mended
 
 
-def run(tokenizer, model) -> None:
+def ask_and_score(tokenizer, model) -> None:
     """Ask, score and read as in training, two short rows each. Raise Unfit if what comes out is no number."""
     import torch
 
@@ -194,7 +197,7 @@ def run(tokenizer, model) -> None:
         raise Unfit(f"its weights give no numbers (NaN) in fp32; {ANOTHER}")
 
 
-def save(tokenizer, model) -> None:
+def save_and_read(tokenizer, model) -> None:
     """Save configs and tokenizer as step 3 does, without the weights, and read them again. Raise Unfit if the copy reads a question otherwise."""
     from transformers import AutoConfig
 

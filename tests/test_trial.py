@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from conftest import Chapter
-from families import make_model, make_tokenizer, shipped_template
+from families import FAMILIES, make_model, make_tokenizer, shipped_template
 from hub_server import Hub
 from test_families import few
 from test_train import results, weights
@@ -194,6 +194,13 @@ def test_templates_that_the_steps_cannot_use(folder, template, reason):
     with_template(folder, template if "{" in template else shipped_template(template))
     line = refused(folder)
     assert reason in line and line.endswith(ANOTHER)
+
+
+def test_a_model_that_trl_cannot_train(tmp_path, monkeypatch):
+    """TRL's head reads what the part below the model's own head returns; that of Llama 4's text model returns something else."""
+    more = {"attention_chunk_size": 32, "num_local_experts": 2, "intermediate_size_mlp": 64}
+    monkeypatch.setitem(FAMILIES, "llama4", ("Llama4TextConfig", more, "llama3", "<|eot_id|>"))
+    assert refused(make_model("llama4", tmp_path / "model")).startswith("it cannot be used here (AttributeError: ")
 
 
 def test_what_nobody_foresaw_is_refused_in_one_line(folder, monkeypatch):

@@ -5,7 +5,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from toolkit.models import as_conversation, best_device, load_tokenizer, log_likelihoods, opened, quiet_libraries
+from toolkit.models import as_conversation, load_tokenizer, log_likelihoods, opened, quiet_libraries
 
 CHAPTER_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 ANOTHER = f"choose another model (--model {CHAPTER_MODEL} is the chapter's)"
@@ -96,14 +96,15 @@ def try_out(folder: Path) -> list[str]:
 
 
 def load(folder: Path):
-    """Return the model of a folder as step 2 loads it, or raise Unfit if the folder lacks a part of it, which would be made up at random."""
+    """Return the model of a folder as step 2 loads it, but on the CPU: for two tokens that is fast enough, and step 0 needs no GPU. Raise Unfit
+    if the folder lacks a part of the model, which would be made up at random."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     if found["missing_keys"]:
         raise Unfit(f"its weights lack {len(found['missing_keys'])} parts, such as {sorted(found['missing_keys'])[0]}; fetch it again, or {ANOTHER}")
-    return model.to(best_device()).eval()
+    return model.eval()
 
 
 def check_template(tokenizer) -> list[str]:
@@ -184,15 +185,17 @@ def check_stops(tokenizer, model, folder: Path) -> list[str]:
 def ask_and_score(tokenizer, model) -> None:
     """Ask, score and read as in training, two short rows each. Raise Unfit if what comes out is no number."""
     import torch
+    from trl.trainer.utils import add_fused_lm_head
 
     batch = tokenizer.apply_chat_template(
         [as_conversation(text) for text in SAID], add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
     )
-    model.generate(**batch.to(model.device), max_new_tokens=2, do_sample=False)
+    model.generate(**batch, max_new_tokens=2, do_sample=False)
     openings = [[{"role": "assistant", "content": f"{text} In short:"}] for text in ("<think>\n\n</think>\n\nNo.", ANSWER)]
     scores = log_likelihoods(model, tokenizer, openings, [[" It is green.", " It is blue."]] * 2)
+    add_fused_lm_head(model)  # with which TRL's trainer reads a row
     with torch.no_grad():
-        loss = model.train()(**batch, labels=batch["input_ids"], use_cache=False).loss.item()
+        loss = model.train()(**batch, labels=batch["input_ids"], fused_lm_head=True).loss.item()
     if not torch.tensor(scores).isfinite().all() or loss != loss:
         raise Unfit(f"its weights give no numbers (NaN) in fp32; {ANOTHER}")
 

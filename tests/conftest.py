@@ -64,7 +64,8 @@ class Chapter:
     def start(self, number: int | str, *flags: str, cwd: Path | None = None, pipe=subprocess.PIPE, as_command=False, **environment: str):
         script = self.root / "code/chapter02_dpo" / SCRIPTS[str(number)].name
         env = clean_environment(self.root) | environment
-        if FORKS and not as_command and str(number) in "234" and "PYTHONPATH" not in environment:
+        # What of the environment is read while the libraries are imported, a process that has imported them does not read again.
+        if FORKS and not as_command and str(number) in "0234" and not any(name.startswith(("HF_", "PYTHON")) for name in environment):
             return Forked([str(script), *flags], cwd or self.root, env, pipe)
         return subprocess.Popen([sys.executable, str(script), *flags], cwd=cwd or self.root, env=env, text=True, stdout=pipe, stderr=pipe)
 

@@ -76,9 +76,13 @@ def test_second_run_downloads_nothing(chapter, hub):
 
 def test_broken_off_and_resumed(chapter, tiny_model, tmp_path):
     """The client writes in pieces of 10 MB, so the weights must be larger than that for a broken download to leave something."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
     shutil.copytree(tiny_model, tmp_path / "large")
-    large = random.Random(0).randbytes(25_000_000)
-    (tmp_path / "large/model.safetensors").write_bytes(large)
+    parts = load_file(tmp_path / "large/model.safetensors") | {"nothing.weight": torch.randn(6_000_000)}
+    save_file(parts, tmp_path / "large/model.safetensors", {"format": "pt"})
+    large = (tmp_path / "large/model.safetensors").read_bytes()
     hub = Hub(MODEL, tmp_path / "large")
     hub.cut_after = 15_000_000
     done = download(chapter, hub)

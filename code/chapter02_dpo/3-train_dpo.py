@@ -80,7 +80,7 @@ def main(config: Config) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig
 
-    from toolkit.training import DPOWithSFTTrainer, fit_to_processes, peak_memory, save_final_model, show_data
+    from toolkit.training import DPOWithSFTTrainer, fit_to_processes, peak_memory, save_final_model, show_data, without_lora
 
     # Model. Where the chapter sets pad_token = eos_token we do not: these models have a pad token of their own.
     device = best_device()
@@ -91,7 +91,7 @@ def main(config: Config) -> None:
 
     # Data. A pair is {"prompt": messages, "chosen": messages, "rejected": messages}: where the chapter hands TRL plain strings, we turn them
     # into chat messages, since only to these it applies the chat template, with which steps 2 and 4 ask.
-    longest = model.config.max_position_embeddings
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", tokenizer.model_max_length)
     preference = read_pairs(data_path, tokenizer, longest)
     controls = [] if config.no_controls or not CONTROL_DATA.exists() else read_pairs(CONTROL_DATA, tokenizer, longest)
     heldout = heldout_pairs(tokenizer, longest, controls=len(controls) / len(preference))  # {"wrong": pairs, "right": pairs}
@@ -123,6 +123,7 @@ def main(config: Config) -> None:
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
         dataloader_pin_memory=device == "cuda",
         report_to="none",
+        router_aux_loss_coef=0.0,  # a mixture of experts is trained by the two losses alone
         disable_tqdm=True,  # Trainer's own bar and printer make way for the table that our trainer prints
     )
     fit_to_processes(args)  # of which accelerate launch starts several
@@ -143,7 +144,7 @@ def main(config: Config) -> None:
         train_dataset=Dataset.from_list(preference + controls),
         eval_dataset={kind: Dataset.from_list(rows) for kind, rows in heldout.items()},
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if config.lora else None,
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", exclude_modules=without_lora(model)) if config.lora else None,
     )
     alone = {kind: answers_alone(preference + controls, rows) for kind, rows in heldout.items()}
     show_data(trainer, data_path.name, len(controls), alone)

@@ -49,7 +49,16 @@ def read_heldout() -> list[dict]:
     again = "mend it, or run 1-generate_data.py again"
     if not isinstance(heldout, list):
         fail(f"output/heldout_data.json must be a list of claims; {again}")
-    wanted = {"prompt": str, "chosen": str, "rejected": str, "claim": str, "opposite": str, "neutral_question": str, "topic": str, "user_is_right": bool}
+    wanted = {
+        "prompt": str,
+        "chosen": str,
+        "rejected": str,
+        "claim": str,
+        "opposite": str,
+        "neutral_question": str,
+        "topic": str,
+        "user_is_right": bool,
+    }
     for number, claim in enumerate(heldout, 1):
         for key, kind in wanted.items():
             value = claim.get(key) if isinstance(claim, dict) else None

@@ -82,14 +82,20 @@ def load_model(folder: Path):
     sampling, repetition penalties and the like does not count, since do_sample=False alone would leave penalties on."""
     quiet_libraries()
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     torch.manual_seed(SEED)
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).to(best_device()).eval()
-    ends = model.generation_config.eos_token_id
+    tokenizer, ends = load_tokenizer(folder), model.generation_config.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id if ends is None else ends, pad_token_id=tokenizer.pad_token_id)
     return model, tokenizer
+
+
+def load_tokenizer(folder: Path):
+    """Return the tokenizer of a folder as it is asked with: batches are padded on the left, and without token_type_ids, which generate() refuses."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, padding_side="left", model_input_names=["input_ids", "attention_mask"])
 
 
 def special_tokens(tokenizer) -> list[str]:
@@ -108,6 +114,33 @@ def as_conversation(prompt: str, earlier: list[dict] | None = None) -> list[dict
     """Return the chat that a user's message opens, or goes on with. What every chat begins with, such as a system prompt, would stand here:
     training, questions and --chat all come by."""
     return [*(earlier or []), {"role": "user", "content": prompt}]
+
+
+def opened(tokenizer, conversation: list[dict]) -> str:
+    """Return the text of a conversation as the model goes on from it: to where a reply begins, or, if it ends with words of the assistant, to
+    their end. These stand as they are, although some templates drop a part (<think> ... </think>), and behind a question if the template
+    reads no chat without one."""
+    from jinja2 import TemplateError
+
+    *earlier, last = conversation
+    if last["role"] == "user":
+        return tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    place = {"role": "assistant", "content": "PLACE_OF_THE_WORDS"}
+    try:
+        text = tokenizer.apply_chat_template([*earlier, place], tokenize=False)
+        end = text.rindex(place["content"])
+    except (TemplateError, TypeError, ValueError):
+        text = tokenizer.apply_chat_template([*as_conversation("What do you think?"), *earlier, place], tokenize=False)
+        end = text.rindex(place["content"])
+    return text[:end] + last["content"]
+
+
+def attention_only(cache, length: int = 0) -> bool:
+    """Return whether every layer of a model is attention, as its cache tells, and none looks back less far than length tokens."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    return all(type(layer) in kinds and length <= getattr(layer, "sliding_window", length) for layer in cache.layers)
 
 
 def in_batches(items: list, size: int, what: str):
@@ -132,27 +165,31 @@ def ask(model, tokenizer, conversations: list[list[dict]]) -> list[tuple[str, bo
 
 def log_likelihoods(model, tokenizer, conversations: list[list[dict]], texts: list[list[str]]) -> list[list[float]]:
     """Return log p(text) in nats, summed over its tokens, for each text of each conversation: as the reply to it, or, where it ends with words
-    of the assistant, as what goes on after them. All end with the same role and have equally many texts. Each runs through the model once."""
+    of the assistant, as what goes on after them. All have equally many texts. Each conversation runs through the model once, or, with a hybrid
+    model, once for each text."""
     import torch
+    from transformers import DynamicCache
 
-    is_question, count = conversations[0][-1]["role"] == "user", len(texts[0])
-    role = {"add_generation_prompt": is_question, "continue_final_message": not is_question}
-    scores = []
+    scores, count, repeatable = [], len(texts[0]), attention_only(DynamicCache(config=model.config))
     for batch in in_batches(list(zip(conversations, texts)), SCORED, "Scores"):
-        chats = [chat for chat, _ in batch]
-        chats = tokenizer.apply_chat_template(chats, padding=True, return_dict=True, return_tensors="pt", **role).to(model.device)
+        chats = [opened(tokenizer, chat) for chat, _ in batch]
+        chats = tokenizer(chats, padding=True, add_special_tokens=False, return_tensors="pt").to(model.device)
         ends = [text for _, own in batch for text in own]
         ends = tokenizer(ends, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt").to(model.device)
         start, start_mask = chats["input_ids"].shape[1], chats["attention_mask"]  # padded on the left
         mask = torch.cat([start_mask.repeat_interleave(count, dim=0), ends["attention_mask"]], dim=1)
         position = (mask.cumsum(1) - 1).clamp(min=0)
-        with torch.no_grad():
-            start_position = position[::count, :start]
-            start_out = model(chats["input_ids"], attention_mask=start_mask, position_ids=start_position, use_cache=True, logits_to_keep=1)
-            start_out.cache.batch_repeat_interleave(count)
-            end_out = model(ends["input_ids"], attention_mask=mask, position_ids=position[:, start:], cache=start_out.cache)
         # The last position of the message predicts the first token of the text, and each token of the text the next one.
-        logits = torch.cat([start_out.logits.repeat_interleave(count, dim=0), end_out.logits[:, :-1]], dim=1)
+        with torch.no_grad():
+            if repeatable:
+                start_position = position[::count, :start]
+                start_out = model(chats["input_ids"], attention_mask=start_mask, position_ids=start_position, use_cache=True, logits_to_keep=1)
+                start_out.cache.batch_repeat_interleave(count)
+                end_out = model(ends["input_ids"], attention_mask=mask, position_ids=position[:, start:], cache=start_out.cache)
+                logits = torch.cat([start_out.logits.repeat_interleave(count, dim=0), end_out.logits[:, :-1]], dim=1)
+            else:
+                rows, kept = torch.cat([chats["input_ids"].repeat_interleave(count, dim=0), ends["input_ids"]], dim=1), ends["input_ids"].shape[1] + 1
+                logits = model(rows, attention_mask=mask, position_ids=position, use_cache=False, logits_to_keep=kept).logits[:, :-1]
         log_p = logits.log_softmax(-1).gather(-1, ends["input_ids"][..., None])[..., 0]
         scores += (log_p * ends["attention_mask"]).sum(1).view(-1, count).tolist()
     return scores

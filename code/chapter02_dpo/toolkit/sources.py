@@ -24,6 +24,7 @@ from pathlib import Path
 from toolkit.console import fail
 from toolkit.files import replace_folder, restore_folder, sha256, weights_sha256, write
 from toolkit.paths import BASE_MODEL, OUTPUT
+from toolkit.trial import Unfit, check_config, try_out
 
 SMALL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -84,7 +85,10 @@ def check_complete(folder: Path) -> None:
     """Raise SourceFailed unless a folder holds what from_pretrained needs, with every shard of the weights."""
     needed = {"config.json", "tokenizer_config.json"}
     if (folder / "model.safetensors.index.json").exists():
-        needed |= set(json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            needed |= set(json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"].values())
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise SourceFailed("model.safetensors.index.json is damaged, or the pointer of Git LFS; fetch it again (`git lfs pull`)") from None
     else:
         needed.add("model.safetensors")
     if not (folder / "tokenizer.model").exists():
@@ -105,7 +109,7 @@ def from_hub(model_id: str, folder: Path) -> dict:
     Returns: what goes into source.json. Raises: SourceFailed.
     """
     import httpx2
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     files = {"allow_patterns": MODEL_FILES, "ignore_patterns": ["*/*"]}
@@ -126,10 +130,12 @@ def from_hub(model_id: str, folder: Path) -> dict:
         else:
             expected = {file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs}
             licence = info.card_data.license if info.card_data else None
+            if any(file.rfilename == "config.json" for file in info.siblings):
+                check_config(Path(hf_hub_download(model_id, "config.json")).parent)  # before the weights are fetched
             # Twice the size, since the hub's cache keeps a copy.
             need_disk(2.1 * sum(file.size or 0 for file in info.siblings if re.fullmatch(r"[^/]*\.safetensors", file.rfilename)))
             snapshot = Path(snapshot_download(model_id, **files))
-    except SourceFailed:
+    except (SourceFailed, Unfit):
         raise
     except HFValidationError:
         raise SourceFailed("neither a folder nor the id of a model") from None
@@ -283,10 +289,17 @@ def fetch(tries: list[tuple[str, str]]) -> None:
         try:
             record = SOURCES[source](model_id, temporary)
             check_complete(temporary)
+            mended = try_out(temporary)
         except SourceFailed as error:
             print(f"- {model_id} from {source}: {error}")
             continue
-        print(f"- {model_id} from {source}: done")
+        except Unfit as error:
+            if tries[-1][1] == model_id:  # another source would give the same model
+                shutil.rmtree(temporary)
+                fail(f"{model_id}: {error}")
+            print(f"- {model_id} from {source}: {error}")
+            continue
+        print(f"- {model_id} from {source}: done", *mended, sep="\n  ")
         write(temporary / "source.json", record | {"sha256": weights_sha256(temporary)})
         return replace_folder(temporary, BASE_MODEL)
     shutil.rmtree(temporary, ignore_errors=True)

@@ -16,13 +16,14 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from accelerate.utils import is_peft_model
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
+from transformers import DynamicCache, PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers.training_args import OptimizerNames
 from trl import DPOTrainer
 
 from toolkit.checkpoints import explain, start_anew, whole_checkpoints
 from toolkit.console import FIRST_PROCESS, fail, interrupted
 from toolkit.files import replace_folder, weights_sha256, write
+from toolkit.models import attention_only
 from toolkit.paths import ADAPTER, FINAL_MODEL, RESULTS
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # more than one under accelerate launch
@@ -77,11 +78,11 @@ class DPOWithSFTTrainer(DPOTrainer):
         super().log(logs, start_time)
 
     def scorer(self, model, inputs):
-        """Return what computes the log-probabilities: TRL's own way if the attention takes no mask, or one row would be too long for it."""
-        settings = self.model.config
-        plain = set(getattr(settings, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-        short = inputs["input_ids"].numel() <= LONGEST_ROW
-        return partial(answer_log_probs, model) if plain and short and settings._attn_implementation == "sdpa" else model
+        """Return what computes the log-probabilities: TRL's own way if a layer is no attention or does not reach back to the beginning, if the
+        attention takes no mask, or if one row would be too long for it."""
+        settings, ids = self.model.config, inputs["input_ids"]
+        plain = attention_only(DynamicCache(config=settings), ids.shape[1]) and settings._attn_implementation == "sdpa"
+        return partial(answer_log_probs, model) if plain and ids.numel() <= LONGEST_ROW else model
 
     def compute_ref_log_probs(self, model, inputs):
         scores = super().compute_ref_log_probs(self.scorer(model, inputs), inputs)
@@ -141,6 +142,11 @@ class DPOWithSFTTrainer(DPOTrainer):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one line is enough, whoever else is told to end this process
         again = "go on from the last checkpoint with --resume" if whole_checkpoints() else "mend what stands above, and run this again"
         sys.exit(f"\nerror: a process of this run was ended at step {self.state.global_step}; {again}")
+
+
+def without_lora(model) -> list[str]:
+    """Return the layers that can have no LoRA: where the kernels of a Mamba layer read the weights themselves, without it."""
+    return [name for name, _ in model.named_modules() if name.endswith(("mamba.out_proj", "mixer.out_proj"))]
 
 
 def fit_to_processes(args) -> None:
@@ -255,6 +261,9 @@ def save_final_model(trainer: DPOWithSFTTrainer, source: dict) -> None:
         for folder in (temporary, adapter):
             shutil.rmtree(folder, ignore_errors=True)
     if with_adapter := is_peft_model(trainer.model):
+        # What the adapter belongs to is told by the model's id, not by the path of its folder on this machine.
+        base, settings = trainer.model.get_base_model(), trainer.model.active_peft_config
+        base.name_or_path = base.config.name_or_path = settings.base_model_name_or_path = source["model"]
         trainer.save_model(adapter)
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model(temporary)  # a call for all processes: with FSDP each holds a part of the weights

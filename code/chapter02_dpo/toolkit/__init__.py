@@ -3,7 +3,7 @@
 Imports run downwards only: a module imports from the floors below its own, and from nothing else of ours.
 
     floor 6  report                         the page output/report.html
-    floor 5  training, measure, sources     the trainer's own parts; what a model does, before and after; where models come from
+    floor 5  training, measure, sources     the trainer's own parts; what a model does; where one comes from
     floor 4  judge, chat, pairs, checkpoints, trial
     floor 3  models                         load, ask, score
     floor 2  files, curves                  whole-or-absent writing, the lock; the pictures

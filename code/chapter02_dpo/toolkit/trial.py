@@ -1,6 +1,7 @@
 """The proof that a model is one that steps 2 to 4 can use: all that they do with it, once and small, before it takes the place of another."""
 
 import json
+import re
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -89,7 +90,7 @@ def try_out(folder: Path) -> list[str]:
     except (Unfit, OSError):
         raise
     except Exception as error:  # whatever a library finds, it would find it in the next step too
-        if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
+        if isinstance(error, MemoryError) or re.search("out of memory|not enough memory|allocate memory", str(error)):
             raise Unfit("it is too large for the memory of this machine; choose a smaller one") from None
         raise Unfit(f"it cannot be used here ({type(error).__name__}: {in_one_line(error)}); {ANOTHER}") from None
     return mended

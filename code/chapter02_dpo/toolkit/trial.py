@@ -47,7 +47,6 @@ def check_config(folder: Path) -> None:
     if quantized or any((folder / name).exists() for name in ("quantize_config.json", "quant_config.json")):
         method = quantized and isinstance(quantized[0], dict) and quantized[0].get("quant_method")
         raise quantised(method or "its config says so")
-    quiet_libraries()
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
     if kind not in CONFIG_MAPPING:
@@ -73,6 +72,7 @@ def check_weights(folder: Path) -> None:
 
 def try_out(folder: Path) -> list[str]:
     """Do with a model once what steps 2 to 4 do, and return a line on each thing that had to be set right in its folder. Raise Unfit otherwise."""
+    quiet_libraries()  # and not before: it would hide the progress of a download
     check_config(folder)
     check_weights(folder)
     try:

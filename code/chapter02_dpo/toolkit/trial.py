@@ -1,6 +1,7 @@
 """The proof that a model is one that steps 2 to 4 can use: all that they do with it, once and small, before it takes the place of another."""
 
 import json
+import re
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +47,6 @@ def check_config(folder: Path) -> None:
     if quantized or any((folder / name).exists() for name in ("quantize_config.json", "quant_config.json")):
         method = quantized and isinstance(quantized[0], dict) and quantized[0].get("quant_method")
         raise quantised(method or "its config says so")
-    quiet_libraries()
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
     if kind not in CONFIG_MAPPING:
@@ -72,6 +72,7 @@ def check_weights(folder: Path) -> None:
 
 def try_out(folder: Path) -> list[str]:
     """Do with a model once what steps 2 to 4 do, and return a line on each thing that had to be set right in its folder. Raise Unfit otherwise."""
+    quiet_libraries()  # and not before: it would hide the progress of a download
     check_config(folder)
     check_weights(folder)
     try:
@@ -89,7 +90,7 @@ def try_out(folder: Path) -> list[str]:
     except (Unfit, OSError):
         raise
     except Exception as error:  # whatever a library finds, it would find it in the next step too
-        if isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error):
+        if isinstance(error, MemoryError) or re.search("out of memory|not enough memory|allocate memory", str(error)):
             raise Unfit("it is too large for the memory of this machine; choose a smaller one") from None
         raise Unfit(f"it cannot be used here ({type(error).__name__}: {in_one_line(error)}); {ANOTHER}") from None
     return mended

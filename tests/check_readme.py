@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import CHAPTER, ROOT, SCRIPTS, Chapter  # noqa: E402
-from toolkit import measure  # noqa: E402
+from toolkit import compare, judge, measure  # noqa: E402
 
 NAMES = ["README.md", "code/chapter02_dpo/RESULTS.md", "code/chapter02_dpo/DESIGN.md"]
 DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
@@ -228,20 +228,14 @@ def replies(path: Path) -> list[dict]:
     return result["questions"] + result["heldout"]
 
 
-def read_run(folder: Path) -> tuple[list[dict], dict]:
-    """Return the rows of the table of step 4, and the log of step 3."""
+def printed_by(folder: Path) -> str:
+    """Return the tables that steps 3 and 4 print, made again from what they wrote."""
     names = ("before.json", "after.json", "dpo_results/training_log.json")
     before, after, log = (json.loads((folder / name).read_text(encoding="utf-8")) for name in names)
     for side in (before, after):
         side["questions"] = side["questions"][:1]  # without those of --ask
-    return measure.changes(before, after), log
-
-
-def printed_by(folder: Path) -> str:
-    """Return the tables that steps 3 and 4 print, made again from what they wrote."""
-    rows, log = read_run(folder)
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        measure.show_changes(rows)
+        compare.show_changes(compare.changes(before, after), compare.turned(before, after))
     for row in log["history"]:
         if "loss/dpo" in row:
             names = ("rewards/margins", "rewards/chosen", "rewards/rejected")
@@ -249,15 +243,24 @@ def printed_by(folder: Path) -> str:
     return out.getvalue()
 
 
-def check_figures(results: str, folders: list[Path]) -> None:
-    """The rates of every finished run stand in a row of a table, with its log-loss."""
-    for folder in folders:
-        rows, log = read_run(folder)
-        wrong, right, discernment, log_loss = (row["after"] for row in rows[:4])
-        change = f"{log_loss / rows[3]['before'] - 1:+.0%}".replace("%", " %")
-        line = f"{wrong:.0%} {right:.0%} {100 * discernment:+.0f}".replace("%", " %")
-        lines = [one_space(re.sub("[|/]", " ", line)) for line in results.splitlines() if line.startswith("|")]
-        assert any(line in other and (change in other or f"{log_loss:.3f}" in other) for other in lines), f"{folder}: no row has {line} and {change}"
+def check_judge(documents: dict[str, str]) -> None:
+    """What fit_judge.py prints of the labelled replies stands in RESULTS.md, and so does how the two readers agreed."""
+    from toolkit import fit_judge
+
+    results = one_space(documents["code/chapter02_dpo/RESULTS.md"])
+    rows = [json.loads(line) for line in fit_judge.LABELS.read_text(encoding="utf-8").splitlines()]
+    for line in fit_judge.report(fit_judge.read_left_out(rows)).splitlines():
+        assert one_space(line) in results, f"RESULTS.md does not say: {one_space(line)}"
+    twice = [row["labels"] for row in rows if len(row["labels"]) == 2]
+    same = sum(one == other for one, other in twice)
+    said = f"{len(twice)} replies", f"They agreed on {same} ({same / len(twice):.0%}) and never exchanged the sides".replace("%", " %")
+    assert {"sides", "opposes"} not in map(set, twice) and all(text in results for text in said), said
+    for kind, name in measure.KINDS.items():
+        cells = []
+        for model in ("SmolLM2 untrained, held-out", "SmolLM2 tuned, default, held-out"):
+            own = [row for row in rows if (row["model"], row["kind"]) == (model, kind)]
+            cells.append(" / ".join(f"{100 * sum(row['labels'][0] == side for row in own) / len(own):.0f}" for side in judge.SIDES))
+        assert f"| {name} | {len(own)} | {cells[0]} | {cells[1]} |" in results, f"RESULTS.md does not have {name}: {cells}"
 
 
 def check_labelled_replies(documents: dict[str, str]) -> None:
@@ -266,7 +269,7 @@ def check_labelled_replies(documents: dict[str, str]) -> None:
 
     rows = json.loads((ROOT / "tests/labelled_replies.json").read_text(encoding="utf-8"))
     assert len(rows) == 320 and len({(row["model"], row["prompt"]) for row in rows}) == 320
-    readme, text, _ = map(one_space, documents.values())
+    _, text, _ = map(one_space, documents.values())
 
     def says(figures: str) -> None:
         assert figures.replace("%", " %") in text, f"RESULTS.md does not say: {figures}"
@@ -287,7 +290,6 @@ def check_labelled_replies(documents: dict[str, str]) -> None:
     says(f"In {len(rows) - len(judged)} the reply takes no side")
     share = f"{right(judged) / len(judged):.0%}"
     says(f"Of the other {len(judged)} the measure reads {right(judged)} as they did ({share}, kappa {kappa(*zip(*judged)):.2f})")
-    assert f"the measure did in {share}".replace("%", " %") in readme, f"README.md does not say: the measure did in {share}"
     for label in ("agree", "disagree"):
         pairs = [pair for pair in judged if pair[0] == f"{label}s"]
         says(f"{right(pairs)} of {len(pairs)} {label}ments")
@@ -303,7 +305,18 @@ def check_labelled_replies(documents: dict[str, str]) -> None:
     says(f"{rates['base', True]} of the right ones before, {rates[one, True]} and {rates[other, True]} after")
 
 
-CHECKS = [check_commands, check_flags, check_files, check_links, check_shape, check_sums, check_summary, check_messages, check_labelled_replies]
+CHECKS = [
+    check_commands,
+    check_flags,
+    check_files,
+    check_links,
+    check_shape,
+    check_sums,
+    check_summary,
+    check_messages,
+    check_labelled_replies,
+    check_judge,
+]
 
 
 def main(folders: list[Path]) -> None:
@@ -314,7 +327,6 @@ def main(folders: list[Path]) -> None:
         printed = chapter.ok(0, **NO_HUB) + chapter.ok(1)
         for document in DOCUMENTS.values():
             check_quotes(document, printed, folders or [chapter.output])
-    check_figures(RESULTS, folders)
     quotes = sum(len(quoted_lines(document)) for document in DOCUMENTS.values())
     print(f"README, RESULTS and DESIGN hold: {len(CHECKS)} checks, {quotes} quoted lines, {len(folders)} finished runs")
 

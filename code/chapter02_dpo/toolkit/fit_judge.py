@@ -48,8 +48,8 @@ def fit(rows: list[dict]) -> dict:
     }
 
 
-def main() -> None:
-    rows = [json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()]
+def read_left_out(rows: list[dict]) -> list[dict]:
+    """Return the labelled replies, each with what a judge that was fitted without its topic finds."""
     for row in rows:
         texts = row["claim"], row["opposite"], row["reply"]
         row["evidence"], row["sequences"] = evidence(*texts, row["lead"]), sequences(*texts)
@@ -61,26 +61,34 @@ def main() -> None:
             if row["topic"] in left_out:
                 sides = weigh(row["evidence"], row["sequences"], weights)
                 row["judged"] = plain(row["claim"], row["opposite"], row["reply"], row["evidence"]) or max(sides, key=sides.get)
-    write(WEIGHTS, json.dumps(fit(rows), ensure_ascii=False).replace('], "', '],\n"') + "\n")
+    return rows
 
-    print(f"{len(rows)} labelled replies on {len(topics)} topics. Labelled (rows) and judged (columns), on topics that were left out of the fit:")
+
+def report(rows: list[dict]) -> str:
+    """Return in words how the judge reads what it was not fitted to: the confusion, and the rates by model and kind."""
+    topics = {row["topic"] for row in rows}
+    lines = [f"{len(rows)} labelled replies on {len(topics)} topics. Labelled (rows) and judged (columns), on topics that were left out of the fit:"]
     counts = Counter((row["labels"][0], row["judged"]) for row in rows)
-    print(f"{'':10}" + "".join(f"{side:>9}" for side in SIDES))
+    lines.append(f"{'':10}" + "".join(f"{side:>9}" for side in SIDES))
     for label in SIDES:
         total = sum(counts[label, side] for side in SIDES)
-        print(f"{label:10}" + "".join(f"{counts[label, side] / total:9.0%}" for side in SIDES) + f"   of {total}")
-    print("\nRates in %, sides / opposes / neither, by labels and by judge:")
-    groups = sorted({(row["model"], row["kind"]) for row in rows})
+        lines.append(f"{label:10}" + "".join(f"{counts[label, side] / total:9.0%}" for side in SIDES) + f"   of {total}")
+    lines += ["", "Rates in %, sides / opposes / neither, by labels and by judge:"]
     misses = []
-    for model, kind in groups:
+    for model, kind in sorted({(row["model"], row["kind"]) for row in rows}):
         some = [row for row in rows if (row["model"], row["kind"]) == (model, kind)]
-        rates = [
-            [100 * sum(side == name for side in found) / len(some) for name in SIDES]
-            for found in ([r["labels"][0] for r in some], [r["judged"] for r in some])
-        ]
+        found = [row["labels"][0] for row in some], [row["judged"] for row in some]
+        rates = [[100 * own.count(side) / len(some) for side in SIDES] for own in found]
         misses += [abs(one - other) for one, other in zip(*rates)]
-        print(f"  {model:32} {kind:7} {len(some):4}   " + "   ".join(" / ".join(f"{rate:2.0f}" for rate in own) for own in rates))
-    print(f"They differ by {sum(misses) / len(misses):.0f} points on average, {max(misses):.0f} at most.")
+        lines.append(f"  {model:32} {kind:7} {len(some):4}   " + "   ".join(" / ".join(f"{rate:2.0f}" for rate in own) for own in rates))
+    lines.append(f"They differ by {sum(misses) / len(misses):.0f} points on average, {max(misses):.0f} at most.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    rows = read_left_out([json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()])
+    write(WEIGHTS, json.dumps(fit(rows), ensure_ascii=False).replace('], "', '],\n"') + "\n")
+    print(report(rows))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """Commands, flags, files, links, messages and figures of the three documents are those of the code (tests/check_readme.py), and a wrong one is found."""
 
-import json
 import re
-import subprocess
 
 import pytest
 
-from check_readme import CHECKS, DESIGN, DOCUMENTS, NAMES, README, RESULTS, check_quotes, commands
+from check_readme import CHECKS, DESIGN, DOCUMENTS, NAMES, README, RESULTS, check_quotes
 from conftest import SCRIPTS
 
 
@@ -24,8 +22,8 @@ def test_documents(check):
         (0, "source .venv/bin/activate", "source venv/bin/activate", "not a command of this repository: python3 -m venv .venv && source venv"),
         (0, "pip install torch", "bash code/run.sh\npip install torch", "torch for a CPU does not come before"),
         (0, "1-generate_data.py --direction question", "1-generate_data.py --way question", "no such flag: 1-generate_data.py --way"),
-        (0, "3-train_dpo.py --beta", "3-train_dpo.py --betas", "no such flag: 3-train_dpo.py --betas"),
-        (0, "4-test_after.py --chat", "2-test_before.py --chat", "no such flag: 2-test_before.py --chat"),
+        (0, "3-train_dpo.py --loss dpo", "3-train_dpo.py --losses dpo", "no such flag: 3-train_dpo.py --losses"),
+        (1, "`4-test_after.py --chat`", "`2-test_before.py --chat`", "no such flag: 2-test_before.py --chat"),
         (0, "`output/report.html`", "`output/report.htm`", "no such file: output/report.htm"),
         (0, "`claims.toml`", "`claims.json`", "no such file: claims.json"),
         (0, "RESULTS.md#how-far", "RESULTS.md#how-much", "a link to no heading: code/chapter02_dpo/RESULTS.md#how-much"),
@@ -35,7 +33,7 @@ def test_documents(check):
         (0, 'Education is completely useless, right?" If', 'Education is useless, right?" If', "does not ask the chapter's question"),
         (0, "log-loss 11 %", "log-loss 111 %", "RESULTS.md does not have the README's 111 %"),
         (0, "+42 to +50", "+42 to +51", "RESULTS.md does not have the README's +51"),
-        (0, "the measure did in 87 %", "the measure did in 89 %", "README.md does not say: the measure did in 87%"),
+        (0, "it reads 57 % of replies", "it reads 87.5 % or 111 % of replies", "RESULTS.md does not have the README's 111 %"),
         (0, "## Run it", "\n\n## Run it", "the README is longer than 180 lines"),
         (0, "Below we use ours.", "Below, wherever a script has a number, we use ours.", "longer than 120 columns"),
         (1, "`3-train_dpo.py --loss dpo`", "`3-train_dpo.py --losses dpo`", "no such flag: 3-train_dpo.py --losses"),
@@ -50,6 +48,9 @@ def test_documents(check):
         ),
         (1, "166 as they did", "167 as they did", "RESULTS.md does not say: Of the other 191"),
         (1, "32 / 15 %", "33 / 15 %", "RESULTS.md does not say: 32 / 15%"),
+        (1, "They agreed on 426 (95 %)", "They agreed on 427 (95 %)", "They agreed on 426"),
+        (1, "14 / 23 / 62 | 32 / 39 / 29", "14 / 23 / 62 | 31 / 39 / 29", "RESULTS.md does not have biased opinions"),
+        (1, "6 points on average, 21 at most", "5 points on average, 21 at most", "RESULTS.md does not say: They differ by 6 points"),
         (2, "bash tests/run.sh quick", "bash tests/quick.sh", "no such file: bash tests/quick.sh"),
         (2, "`toolkit/pairs.py`", "`toolkit/pair.py`", "no such file: toolkit/pair.py"),
         (2, "# Design", "\n" * 45, "DESIGN.md is longer than a screen"),
@@ -79,27 +80,17 @@ def test_quotes_are_looked_up(chapter):
     for document in DOCUMENTS.values():
         check_quotes(document, printed, [chapter.output])
     for document, old, new in (
-        (README, "Its strong muscle squeezes", "Its strong muscle squashes"),
+        (README, "Its carbon atoms are bound", "Its carbon atoms are found"),
         (README, "Step  Training Loss  Rewards/Margins", "Step  Loss  Rewards/Margins"),
         (README, "log-loss on neutral text   ", "log-loss on everyday text  "),
-        (README, "potatoes grow in the soil", "potatoes grow in the ground"),
+        (README, "A hexagon has six sides, like", "A hexagon has six corners, like"),
         (README, "loss = -log sigmoid(beta * [", "loss = -log sigmoid(["),
-        (RESULTS, "pushes\n              blood out", "presses\n              blood out"),
-        (RESULTS, "I've always said that a noisy bedroom", "I've always said that a silent bedroom"),
+        (RESULTS, "moved by the user's opinion   ", "moved by a user's opinion    "),
         (DESIGN, "floor 3  models", "floor 3  pairs, models"),
     ):
         assert old in document
         with pytest.raises(AssertionError, match="nothing prints: "):
             check_quotes(document.replace(old, new), printed, [chapter.output])
-
-
-def test_json_lines_become_the_list_that_step_3_reads(chapter):
-    rows = [{"prompt": "Is it?", "chosen": "No \u2013 it's not.", "rejected": "Yes."}, {"prompt": "Or is it?", "chosen": "No.", "rejected": "Yes."}]
-    (chapter.root / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    chapter.output.mkdir()
-    [line] = [line for line in commands(RESULTS) if "mine.jsonl" in line]
-    subprocess.run(line, shell=True, check=True, cwd=chapter.root)
-    assert json.loads((chapter.output / "preference_data.json").read_text()) == rows
 
 
 def test_nothing_is_left_to_fill_in():

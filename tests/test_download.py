@@ -4,12 +4,12 @@ import errno
 import hashlib
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import certifi
 import pytest
@@ -74,15 +74,19 @@ def test_second_run_downloads_nothing(chapter, hub):
     assert weights(chapter) == before and len(hub.requests) == asked
 
 
-def test_broken_off_and_resumed(chapter, tiny_model, tmp_path):
-    """The client writes in pieces of 10 MB, so the weights must be larger than that for a broken download to leave something."""
+def enlarge(model: Path, folder: Path) -> bytes:
+    """Copy a model and add 24 MB to its weights: a client writes in pieces of 10 MB, and a broken download shall leave something."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(tiny_model, tmp_path / "large")
-    parts = load_file(tmp_path / "large/model.safetensors") | {"nothing.weight": torch.randn(6_000_000)}
-    save_file(parts, tmp_path / "large/model.safetensors", {"format": "pt"})
-    large = (tmp_path / "large/model.safetensors").read_bytes()
+    shutil.copytree(model, folder)
+    parts = load_file(folder / "model.safetensors") | {"nothing.weight": torch.randn(6_000_000)}
+    save_file(parts, folder / "model.safetensors", {"format": "pt"})
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_broken_off_and_resumed(chapter, tiny_model, tmp_path):
+    large = enlarge(tiny_model, tmp_path / "large")
     hub = Hub(MODEL, tmp_path / "large")
     hub.cut_after = 15_000_000
     done = download(chapter, hub)
@@ -233,7 +237,7 @@ def run_with(chapter, patch: str, *flags: str, **environment: str):
     return subprocess.run([sys.executable, "-c", code, str(script), *flags], env=env, capture_output=True, text=True)
 
 
-GPU = "torch.cuda.is_available, ones = lambda: True, torch.ones\ntorch.ones = lambda *size, device: ones(*size)"
+GPU = "torch.cuda.is_available, ones = lambda: True, torch.ones\ntorch.ones = lambda *size, device=None, **more: ones(*size, **more)"
 NO_GPU = "torch.cuda.is_available = torch.backends.mps.is_available = lambda: False"
 SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CHAPTERS = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -328,9 +332,7 @@ def test_modelscope_whole(chapter, modelscope, tiny_model):
 
 
 def test_modelscope_broken_off_and_resumed(chapter, tiny_model, tmp_path):
-    shutil.copytree(tiny_model, tmp_path / "large")
-    large = random.Random(0).randbytes(25_000_000)
-    (tmp_path / "large/model.safetensors").write_bytes(large)
+    large = enlarge(tiny_model, tmp_path / "large")
     server = ModelScope(CHAPTERS, tmp_path / "large")
     server.cut_after = 15_000_000
     done = from_modelscope(chapter, server, MODELSCOPE_DOWNLOAD_MAX_RETRIES="0")  # so that the client does not go on by itself

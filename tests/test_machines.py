@@ -84,8 +84,8 @@ def test_a_log_that_cannot_be_written_costs_no_training(tiny, tmp_path):
     assert DONE in tiny.ok(3, "--max-steps", "3", "--resume")
     assert (results(tiny) / "final_model/model.safetensors").read_bytes() == trained
     measured = [[row for row in log(chapter)["history"] if "train_runtime" not in row] for chapter in (tiny, other)]  # Trainer's summary
-    assert [[row["step"], row.get("eval_loss")] for row in measured[0]] == [[row["step"], row.get("eval_loss")] for row in measured[1]]
-    assert any("eval_loss" in row for row in measured[0])
+    assert [[row["step"], row.get("eval_wrong_loss")] for row in measured[0]] == [[row["step"], row.get("eval_wrong_loss")] for row in measured[1]]
+    assert any("eval_wrong_loss" in row for row in measured[0])
     assert not list(results(tiny).glob("checkpoint-*")) and (results(tiny) / "training_curves.png").exists()
 
 
@@ -120,7 +120,7 @@ def test_run_sh_in_a_notebook_on_an_ascii_terminal(tiny):
     (tiny.root / "code/chapter02_dpo/1-generate_data.py").write_text("print('the data are kept')\n")
     train = tiny.root / "code/chapter02_dpo/3-train_dpo.py"
     train.write_text(train.read_text(encoding="utf-8").replace("flag(-1,", "flag(3,"), encoding="utf-8")
-    add(tiny, "toolkit/models.py", f"_ask = ask\ndef ask(*arguments):\n    return [reply + '{SNOWMAN}' for reply in _ask(*arguments)]")
+    add(tiny, "toolkit/models.py", f"_ask = ask\ndef ask(*arguments):\n    return [(reply + '{SNOWMAN}', cut) for reply, cut in _ask(*arguments)]")
     (tiny.root / "requirements.txt").write_text("# all there\n")
     env = clean_environment(tiny.root) | {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
     env |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONIOENCODING": "ascii"}
@@ -139,7 +139,7 @@ NO_MODELS = f"""
 def check_model(folder): pass
 def check_text(text, tokenizer): pass
 def load_model(folder): return None, None
-def ask(model, tokenizer, conversations): return [conversations[0][-1]["content"] + "{SNOWMAN}"]
+def ask(model, tokenizer, conversations): return [(conversations[0][-1]["content"] + "{SNOWMAN}", False)]
 """
 
 
@@ -272,7 +272,7 @@ def test_a_gpu_without_bf16_trains_in_fp32_and_says_so(monkeypatch, capsys):
             num_train_epochs=1, per_device_train_batch_size=1, max_steps=-1, device=torch.device("cuda"), mixed_precision=precision
         )
         trainer = SimpleNamespace(train_dataset=[row], args=args, processing_class=SimpleNamespace(decode=str))
-        training.show_data(trainer, 0)
+        training.show_data(trainer, "preference_data.json", 0, {})
         assert capsys.readouterr().out.splitlines()[-1] == f"1 steps on cuda{', in fp32: it has no bf16' if major == 7 else ''}"
 
 

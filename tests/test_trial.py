@@ -311,9 +311,13 @@ def test_a_reply_that_holds_a_thought_ends_no_run(tmp_path):
     text = module.read_text()
     call = "replies = ask(model, tokenizer, list(map(as_conversation, prompts)))\n"
     assert text.count(call) == 1
-    module.write_text(text.replace(call, call + "    replies = ['<think>\\nHm.\\n</think>\\n\\nIt is so.', '<think>\\nHm.', ''] * len(replies)\n"))
+    module.write_text(
+        text.replace(
+            call, call + "    replies = [(text, False) for text in ('<think>\\nHm.\\n</think>\\n\\nIt is so.', '<think>\\nHm.', '')] * len(replies)\n"
+        )
+    )
     chapter.ok(2)
-    assert len(json.loads((chapter.output / "before.json").read_text())["heldout"]) == 6
+    assert len(json.loads((chapter.output / "before.json").read_text())["heldout"]) == 8
 
 
 def test_a_good_model_is_taken_as_it_is(tiny_model, folder):

@@ -22,7 +22,7 @@ from conftest import ROOT, SCRIPTS, UNSHARE, Chapter, clean_environment, needs_n
 from test_train import copy, log, results, weights
 from toolkit.checkpoints import explain
 
-KILLS = int(os.environ.get("KILLS", "4"))
+KILLS = int(os.environ.get("KILLS", "3"))
 FLAGS = ("--max-steps", "60", "--learning-rate", "1e-3")
 
 

@@ -33,7 +33,7 @@ def test_documents(check):
         (0, 'Education is completely useless, right?" If', 'Education is useless, right?" If', "does not ask the chapter's question"),
         (0, "log-loss 11 %", "log-loss 111 %", "RESULTS.md does not have the README's 111 %"),
         (0, "+42 to +50", "+42 to +51", "RESULTS.md does not have the README's +51"),
-        (0, "it reads 57 % of replies", "it reads 87.5 % or 111 % of replies", "RESULTS.md does not have the README's 111 %"),
+        (0, "it reads 59 % of replies", "it reads 111 % of replies", "RESULTS.md does not have the README's 111 %"),
         (0, "## Run it", "\n\n## Run it", "the README is longer than 180 lines"),
         (0, "Below we use ours.", "Below, wherever a script has a number, we use ours.", "longer than 120 columns"),
         (1, "`3-train_dpo.py --loss dpo`", "`3-train_dpo.py --losses dpo`", "no such flag: 3-train_dpo.py --losses"),

@@ -64,6 +64,11 @@ def read_left_out(rows: list[dict]) -> list[dict]:
     return rows
 
 
+def exchanges(label: str, judged: str) -> bool:
+    """Return whether one of the two took the user's side and the other the opposite."""
+    return {label, judged} == {"sides", "opposes"}
+
+
 def report(rows: list[dict]) -> str:
     """Return in words how the judge reads what it was not fitted to: the confusion, and the rates by model and kind."""
     topics = {row["topic"] for row in rows}
@@ -73,6 +78,10 @@ def report(rows: list[dict]) -> str:
     for label in SIDES:
         total = sum(counts[label, side] for side in SIDES)
         lines.append(f"{label:10}" + "".join(f"{counts[label, side] / total:9.0%}" for side in SIDES) + f"   of {total}")
+    alike = sum(counts[label, label] for label in SIDES) / len(rows)
+    taken = [row for row in rows if row["labels"][0] != "neither"]
+    right, exchanged = (sum(test(row["labels"][0], row["judged"]) for row in taken) / len(taken) for test in (str.__eq__, exchanges))
+    lines.append(f"Read as labelled: {alike:.0%}; of those that take a side {right:.0%}, with the sides exchanged in {exchanged:.0%}.")
     lines += ["", "Rates in %, sides / opposes / neither, by labels and by judge:"]
     misses = []
     for model, kind in sorted({(row["model"], row["kind"]) for row in rows}):

@@ -4,7 +4,7 @@ Imports run downwards only: a module imports from the floors below its own, and 
 
     floor 7  report, fit_judge              the page output/report.html; the judge's weights, from labels
     floor 6  compare, heldout               how two models differ, and whether by chance; held-out pairs
-    floor 5  training, measure, pairs, sources  the trainer's own parts; what a model does; where data and models come from
+    floor 5  training, measure, pairs, sources  the trainer's parts; what a model does; where data, models come from
     floor 4  judge, chat, forms, checkpoints, trial
     floor 3  models                         load, ask, score
     floor 2  files, curves                  whole-or-absent writing, the lock; the pictures

@@ -12,7 +12,7 @@ from toolkit.models import special_tokens
 from toolkit.paths import CONTROL_DATA, HELDOUT_DATA, PREFERENCE_DATA, short
 
 TABLES = (".csv", ".tsv", ".parquet")
-SUFFIXES = (".json", ".jsonl", ".ndjson", *TABLES)
+DATA_FILES = (".json", ".jsonl", ".ndjson", *TABLES)
 
 
 def data_file(data: str | None) -> Path:
@@ -22,8 +22,8 @@ def data_file(data: str | None) -> Path:
     path = Path(data).absolute()
     if not path.is_file():
         fail(f"--data {data}: there is no such file; of a data set of the hub, download a file first: hf download --repo-type dataset {data}")
-    if path.suffix.lower() not in SUFFIXES:
-        fail(f"--data {data} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}; unpack it, or save it as one of these")
+    if path.suffix.lower() not in DATA_FILES:
+        fail(f"--data {data} must end in {', '.join(DATA_FILES[:-1])} or {DATA_FILES[-1]}; unpack it, or save it as one of these")
     if path.name in (CONTROL_DATA.name, HELDOUT_DATA.name):
         fail(f"--data {data} has the name of a file that is read beside it; copy it to another name")
     return path

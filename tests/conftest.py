@@ -38,6 +38,7 @@ def clean_environment(root: Path) -> dict[str, str]:
 
 
 RUNS_THE_CHAPTER = {"tiny", "real", "whole_run", "finished", "reported", "hub"}  # fixtures of tests that train, generate or download
+SLOW_FILES = {"test_download.py", "test_families.py", "test_forms.py", "test_machines.py", "test_trial.py"}  # each over half a minute
 
 
 def pytest_configure(config):
@@ -48,7 +49,8 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Mark the quick tests; and the real model first: that file takes longest, and the other process has all others meanwhile."""
     for item in items:
-        if not RUNS_THE_CHAPTER & set(item.fixturenames) and not item.get_closest_marker("slow"):
+        slow = item.get_closest_marker("slow") or item.path.name in SLOW_FILES
+        if not slow and not RUNS_THE_CHAPTER & set(item.fixturenames):
             item.add_marker("quick")
     items.sort(key=lambda item: item.path.name != "test_real.py")
 

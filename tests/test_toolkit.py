@@ -145,6 +145,7 @@ for name in ("rename", "replace", "unlink", "remove", "rmdir"):
 """
 
 
+@pytest.mark.slow
 def test_all_five_scripts_without_what_only_posix_has(tiny_model, tmp_path):
     (tmp_path / "windows").mkdir()
     (tmp_path / "windows/sitecustomize.py").write_text(NOT_ON_WINDOWS)

@@ -259,6 +259,7 @@ def check_judge(documents: dict[str, str]) -> None:
     """What fit_judge.py says of the labelled replies stands in RESULTS.md, and so does how the two readers agreed."""
     results = one_space(documents["code/chapter02_dpo/RESULTS.md"])
     rows, report = judged()
+    assert json.loads(judge.WEIGHTS.read_text(encoding="utf-8"))["validated"] in report, "judge.json is of other labels; run fit_judge.py"
     for line in report.splitlines():
         assert one_space(line) in results, f"RESULTS.md does not say: {one_space(line)}"
     twice = [row["labels"] for row in rows if len(row["labels"]) == 2]

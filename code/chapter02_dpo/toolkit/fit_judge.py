@@ -69,6 +69,14 @@ def exchanges(label: str, judged: str) -> bool:
     return {label, judged} == {"sides", "opposes"}
 
 
+def in_short(rows: list[dict]) -> str:
+    """Return in a sentence how single replies are read, on topics that were left out of the fit; judge.json carries it to the report."""
+    alike = sum(row["labels"][0] == row["judged"] for row in rows) / len(rows)
+    taken = [row for row in rows if row["labels"][0] != "neither"]
+    right, exchanged = (sum(test(row["labels"][0], row["judged"]) for row in taken) / len(taken) for test in (str.__eq__, exchanges))
+    return f"Read as labelled: {alike:.0%}; of those that take a side {right:.0%}, with the sides exchanged in {exchanged:.0%}."
+
+
 def report(rows: list[dict]) -> str:
     """Return in words how the judge reads what it was not fitted to: the confusion, and the rates by model and kind."""
     topics = {row["topic"] for row in rows}
@@ -78,11 +86,7 @@ def report(rows: list[dict]) -> str:
     for label in SIDES:
         total = sum(counts[label, side] for side in SIDES)
         lines.append(f"{label:10}" + "".join(f"{counts[label, side] / total:9.0%}" for side in SIDES) + f"   of {total}")
-    alike = sum(counts[label, label] for label in SIDES) / len(rows)
-    taken = [row for row in rows if row["labels"][0] != "neither"]
-    right, exchanged = (sum(test(row["labels"][0], row["judged"]) for row in taken) / len(taken) for test in (str.__eq__, exchanges))
-    lines.append(f"Read as labelled: {alike:.0%}; of those that take a side {right:.0%}, with the sides exchanged in {exchanged:.0%}.")
-    lines += ["", "Rates in %, sides / opposes / neither, by labels and by judge:"]
+    lines += [in_short(rows), "", "Rates in %, sides / opposes / neither, by labels and by judge:"]
     misses = []
     for model, kind in sorted({(row["model"], row["kind"]) for row in rows}):
         some = [row for row in rows if (row["model"], row["kind"]) == (model, kind)]
@@ -96,7 +100,7 @@ def report(rows: list[dict]) -> str:
 
 def main() -> None:
     rows = read_left_out([json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()])
-    write(WEIGHTS, json.dumps(fit(rows), ensure_ascii=False).replace('], "', '],\n"') + "\n")
+    write(WEIGHTS, json.dumps({"validated": in_short(rows)} | fit(rows), ensure_ascii=False).replace('], "', '],\n"') + "\n")
     print(report(rows))
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import difflib
+import json
 import shlex
 from pathlib import Path
 
@@ -9,11 +10,11 @@ from toolkit.compare import Change, last_heldout, verdict
 from toolkit.console import printable
 from toolkit.curves import NOTICE, PANELS, svg
 from toolkit.files import write
+from toolkit.judge import WEIGHTS
 from toolkit.measure import KINDS, interval
 from toolkit.models import model_flag
 from toolkit.paths import REPORT
 
-JUDGE = "on topics that it was not fitted to it reads 59 % as a reader did, and exchanges the sides of 21 % that take one"  # RESULTS.md
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
@@ -86,6 +87,6 @@ def write_report(before: dict, after: dict, rows: list[Change], turned: tuple[in
         log=log,
         after=after,
         changed=changed,
-        judge=JUDGE,
+        judge=json.loads(WEIGHTS.read_text(encoding="utf-8"))["validated"],
     )
     write(REPORT, page)

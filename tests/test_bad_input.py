@@ -195,6 +195,11 @@ ALL_KINDS = [HELDOUT, HELDOUT | {"kind": "biased"}, HELDOUT | {"kind": "true", "
         (text([HELDOUT | {"opposite": "a\ud800"}]), 'output/heldout_data.json, item 1: "opposite" must be a text'),
         (text([HELDOUT, HELDOUT | {"claim": " "}]), 'output/heldout_data.json, item 2: "claim" must be a text'),
         (text([HELDOUT | {"user_is_right": "no"}]), 'output/heldout_data.json, item 1: "user_is_right" must be true or false'),
+        (
+            text([*ALL_KINDS, HELDOUT | {"topic": "sky"}]),
+            'topic "sky" must have a claim of a user who is wrong and one of a user who is right; mend it',
+        ),
+        (text([ALL_KINDS[0] | {"about": {"measure": 7}}, *ALL_KINDS[1:]]), 'output/heldout_data.json: "about" is not what step 1 writes'),
         (text([*ALL_KINDS, HELDOUT | {"prompt": "<|im_end|>?"}]), "holds <|im_end|>, which is no text to the model"),
     ],
 )
@@ -236,7 +241,7 @@ def test_flags(chapter, flags, line):
 
 
 def test_a_batch_larger_than_the_data(tiny):
-    assert tiny.error(3, "--batch-size", "121") == "error: --batch-size 121 is more than the 120 pairs there are; lower it"
+    assert tiny.error(3, "--batch-size", "201") == "error: --batch-size 201 is more than the 200 pairs there are; lower it"
 
 
 texts = st.text(max_size=40) | st.sampled_from(["<|im_end|>", "\ud800", "\0", "<|im_start|>assistant\n", "a", "\u202e", "\U0001f469\u200d\U0001f52c"])

@@ -11,9 +11,10 @@ import pytest
 from conftest import Chapter
 from families import FAMILIES, SMOLLM2, make_model, make_tokenizer, shipped_template
 from test_faults import use_few_claims
+from test_measure import lively
 from test_train import log, results, weights
 from toolkit import chat
-from toolkit.models import as_conversation, load_model, log_likelihoods, opened
+from toolkit.models import MAX_NEW_TOKENS, as_conversation, ask, load_model, log_likelihoods, opened
 
 THROUGH = ["qwen2", "qwen3", "qwen3.5", "llama3", "gemma3", "smollm2", "smollm3", "phi3", "mistral", "lfm2", "falcon-h1", "granite-moe"]
 THINKS = {"qwen3", "qwen3.5", "smollm3", "qwen3-moe"}
@@ -58,7 +59,7 @@ def test_a_family_goes_through_all_steps(tmp_path, model_of, family, monkeypatch
     assert asked.endswith("</think>\\n" if family == "smollm3" else "</think>\\n\\n") == (family in THINKS) and "think>" not in chosen
     history = log(chapter)["history"]
     assert history[0]["loss/dpo"] == pytest.approx(0.6931, abs=1e-4)
-    assert history[0]["loss"] == pytest.approx(history[0]["loss/dpo"] + 0.2 * history[0]["loss/sft"], abs=1e-4)
+    assert history[0]["loss"] == pytest.approx(history[0]["loss/dpo"], abs=1e-6)
     old, new = weights(chapter.output / "base_model"), weights(results(chapter) / "final_model")
     assert old.keys() == new.keys() and any((old[name] != new[name]).any() for name in old)
     chapter.ok(4)
@@ -98,6 +99,22 @@ def test_scores_are_those_of_whole_rows_without_padding(loaded, family):
                     log_p = model(torch.tensor([start + ids]), use_cache=False).logits[0].log_softmax(-1)
                 whole = sum(log_p[len(start) + i - 1, token].item() for i, token in enumerate(ids))
                 assert score == pytest.approx(whole, abs=2e-4) and whole < -1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replies_are_those_of_generate_one_by_one(loaded, family):
+    """With layers of all kinds, prompts longer than the window, and shorter; at the second try some end early."""
+    model, tokenizer = loaded(family)
+    lively(model)
+    chats = [as_conversation(question) for question in ("Is it?", "Is the sky green, as all the people say who live in the land of Oz?", "Why?")]
+    for _ in range(2):
+        alone = []
+        for asked_alone in chats:
+            ids = tokenizer.apply_chat_template(asked_alone, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+            alone.append(model.generate(**ids, max_new_tokens=MAX_NEW_TOKENS)[0, ids["input_ids"].shape[1] :].tolist())
+        texts = tokenizer.batch_decode(alone, skip_special_tokens=True)
+        assert [reply for reply, _ in ask(model, tokenizer, chats)] == [text.strip() for text in texts]
+        model.generation_config.eos_token_id = [alone[1][min(5, len(alone[1]) - 1)]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

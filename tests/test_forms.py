@@ -325,7 +325,7 @@ def test_step_3_trains_on_a_file_of_the_readers_own(tiny):
     own = tiny.output / "preference_data.json"
     own.unlink()
     printed = tiny.ok(3, "--data", "mine.csv", "--max-steps", "1")
-    assert "3 pairs of mine.csv, 20 of control_data.json" in printed
+    assert "3 pairs of mine.csv, 100 of control_data.json" in printed
     assert r"prompt:   '<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs 0 a number?<|im_end|>\n<|im_start|>assistant\n'" in printed
     log = json.loads((tiny.output / "dpo_results/training_log.json").read_text())
     assert set(log["data"]) == {"mine.csv", "control_data.json", "heldout_data.json"} and log["settings"]["data"] == "mine.csv"

@@ -1,8 +1,12 @@
 """Step 1: the files it writes, and the claims that they are made from."""
 
+import csv
 import json
+import os
 import re
 import runpy
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,7 +15,6 @@ from collections import Counter
 import pytest
 
 from conftest import ROOT, SCRIPTS
-from toolkit.measure import SHARP
 
 TRAIN = tomllib.loads((ROOT / "code/chapter02_dpo/claims.toml").read_text())["topic"]
 HELDOUT = tomllib.loads((ROOT / "code/chapter02_dpo/heldout.toml").read_text())["topic"]
@@ -154,21 +157,35 @@ def test_no_near_duplicates(data):
 
 
 def test_the_chapters_question_is_not_trained_on(data):
-    for row in data["preference"]:
-        assert not words("education educated school schools experience degree university") & words(" ".join(row.values())), row
+    for row in data["preference"] + data["control"]:
+        assert not words("education educations educated uneducated") & words(" ".join(row.values())), row
 
 
-def test_claims_come_from_many_fields_of_life():
-    fields = Counter(topic["field"] for topic in TRAIN)
-    assert len(fields) >= 20 and max(fields.values()) <= 0.1 * len(TRAIN)
+def test_each_pair_is_a_message_of_its_topic_and_its_two_answers(data):
+    """One pair on a right claim for each on a wrong one, so that the model learns to judge and not to contradict."""
+    assert len(data["preference"]) == len(data["control"]) == 100
+    for name, said, answers in (("preference", "wrong", ("correct", "flatter")), ("control", "right", ("affirm", "contradict"))):
+        topics = {message: topic for topic in TRAIN for message in topic[said]}
+        assert len({topics[row["prompt"]]["name"] for row in data[name]}) == 100
+        for row in data[name]:
+            assert (row["chosen"], row["rejected"]) == tuple(topics[row["prompt"]][key] for key in answers)
+        kinds = Counter(topics[row["prompt"]]["kind"] for row in data[name])
+        assert min(kinds["opinion"], kinds["fact"]) >= 35
 
 
-def test_controls_are_pairs_in_which_the_user_is_right(data):
-    right = {topic["right"]: topic for topic in TRAIN}
-    assert len(data["control"]) == 20 and len({row["prompt"] for row in data["control"]}) == 20
-    for row in data["control"]:
-        topic = right[row["prompt"]]
-        assert topic["truth"] in row["chosen"] and topic["myth"] in row["rejected"]
+def test_claims_are_said_in_several_ways_and_half_are_opinions():
+    assert len(TRAIN) >= 160 and len({topic["name"] for topic in TRAIN}) == len(TRAIN)
+    assert Counter(topic["kind"] for topic in TRAIN) == {"opinion": len(TRAIN) // 2, "fact": len(TRAIN) // 2}
+    messages = [message for topic in TRAIN for key in ("wrong", "right") for message in topic[key]]
+    assert len(set(messages)) == len(messages) >= 5 * len(TRAIN)
+    lengths = [len(message.split()) for message in messages]
+    assert min(lengths) < 10 and max(lengths) > 30
+
+
+def test_a_reader_of_the_training_answers_alone_is_near_chance(chapter, data):
+    """Naive Bayes, which never sees a message, on topics that it was not fitted to; step 1 prints it."""
+    printed = re.search(r"A reader of the answers alone .*: (\d+)% by their words, (\d+)% by how they open", chapter.printed)
+    assert all(35 <= int(share) <= 62 for share in printed.groups()), printed[0]
 
 
 def test_answers_have_like_lengths_and_varied_openings(data):
@@ -191,52 +208,73 @@ def test_directions(chapter):
         assert [row["prompt"] for row in rows[direction]] == [row["prompt"] for row in rows["polite"]]
     figures = [topic["figure"] for topic in TRAIN]
     for polite, blunt, concise, cited in zip(*rows.values()):
-        assert polite["chosen"] != blunt["chosen"]
-        assert len(concise["chosen"].split()) * 3 < len(concise["rejected"].split())
+        assert polite["chosen"] in blunt["chosen"] and polite["chosen"] != blunt["chosen"]
+        assert polite["chosen"].startswith(concise["chosen"])
         assert any(figure in cited["chosen"] for figure in figures) and not any(figure in cited["rejected"] for figure in figures)
+    # Two aims at once: half of what concise avoids is right and long, half is brief and wrong.
+    long = [row for row in rows["concise"] if row["chosen"] in row["rejected"]]
+    assert 30 < len(long) < 70 and all(len(row["rejected"].split()) > 2 * len(row["chosen"].split()) for row in long)
+    assert all(len(row["chosen"]) >= 15 for row in rows["concise"])  # not a mere "I disagree."
     assert "invalid choice: 'rude'" in chapter.error(1, "--direction", "rude")
 
 
 def test_sharp_remarks_are_those_of_the_blunt_direction():
-    """The measure of 2 and 4 finds every phrase of the blunt direction and none of the polite one."""
-    phrases = runpy.run_path(str(SCRIPTS["1"]))
-    assert all(any(remark in phrase.lower() for remark in SHARP) for phrase in phrases["BLUNT"])
-    assert not any(remark in phrase.lower() for remark in SHARP for phrase in phrases["POLITE"])
+    """Its measure finds every phrase of the blunt direction and none of the polite one."""
+    script = runpy.run_path(str(SCRIPTS["1"]))
+    [measure] = script["DIRECTIONS"]["blunt"]["measure"]
+    assert all(re.search(measure["pattern"], f"Well. {phrase.lower()}", re.IGNORECASE) for phrase in script["BLUNT"])
+    answers = [topic[key] for topic in TRAIN for key in ("correct", "flatter", "affirm", "contradict")]
+    assert not [answer for answer in answers if re.search(measure["pattern"], answer, re.IGNORECASE)]
 
 
-@pytest.mark.parametrize("direction", ["polite", "blunt"])
-def test_phrases_do_not_tell_the_answers_apart(chapter, direction):
-    """The same phrases stand in chosen and rejected answers, to wrong and right claims."""
-    chapter.ok(1, "--direction", direction)
-    phrases = runpy.run_path(str(SCRIPTS["1"]))[direction.upper()]
+def test_phrases_do_not_tell_the_answers_apart(chapter):
+    """The same sharp remarks stand in chosen and rejected answers, to wrong and right claims."""
+    chapter.ok(1, "--direction", "blunt")
+    phrases = runpy.run_path(str(SCRIPTS["1"]))["BLUNT"]
     for name in ("preference", "control"):
         rows = json.loads((chapter.output / f"{name}_data.json").read_text())
         for key in ("chosen", "rejected"):
-            found = {phrase for phrase in phrases for row in rows if phrase in row[key]}
+            found = {phrase for phrase in phrases for row in rows if row[key].startswith(phrase)}
             assert len(found) >= 4, (name, key)
 
 
+def paste(chapter, number: int) -> None:
+    """Paste an example of the README where it says."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len([row for row in blocks[number].splitlines() if row]) < 15
+    edit(chapter, "\n# ---- What can be wrong", f"\n{blocks[number]}\n# ---- What can be wrong")
+
+
 def test_a_direction_of_the_readers_own(chapter):
-    """The README's example, pasted where it says, is a direction in less than fifteen lines."""
-    functions, line = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len([row for row in (functions + line).splitlines() if row]) < 15
-    script = chapter.root / "code/chapter02_dpo" / SCRIPTS["1"].name
-    text, header = script.read_text(), "DIRECTIONS = {  # name: (the answer to prefer, the answer to avoid)\n"
-    assert text.count(header) == 1
-    script.write_text(text.replace(header, functions + "\n\n" + header + line))
-    chapter.ok(1, "--direction", "question")
-    questions = tuple(runpy.run_path(str(script))["QUESTIONS"])
+    """The README's first example, pasted where it says, is a direction in less than fifteen lines, and has its measure."""
+    paste(chapter, 0)
+    assert "has no measure" not in chapter.ok(1, "--direction", "question")
+    questions = tuple(runpy.run_path(str(chapter.root / "code/chapter02_dpo" / SCRIPTS["1"].name))["QUESTIONS"])
     rows = json.loads((chapter.output / "preference_data.json").read_text())
     assert all(row["chosen"].startswith(questions) for row in rows)
     assert 30 < sum(row["rejected"].startswith(questions) for row in rows) < 70
+    [measure] = json.loads((chapter.output / "heldout_data.json").read_text())[0]["about"]["measure"]
+    assert all(re.search(measure["pattern"], question) for question in questions)
+
+
+def test_the_readmes_direction_that_is_not_about_claims(chapter, tmp_path):
+    paste(chapter, 1)
+    lines = ["prompt,line,slip", *(f"How do I {what} in Python?,{what.split()[0]}(it),{what.split()[0]}_of_it" for what in WHATS)]
+    (tmp_path / "code.csv").write_text("\n".join(lines) + "\n")
+    out = chapter.ok(1, "--claims", str(tmp_path / "code.csv"), "--direction", "terse")
+    assert "code.csv: 10 topics to train on, 2 held out, whose 2 questions and 0 claims 2 and 4 ask too: run 2 again" in out
+    preference, control = (json.loads((chapter.output / f"{name}_data.json").read_text()) for name in ("preference", "control"))
+    assert len(preference) == len(control) == 10 and all(row["chosen"].endswith("(it)") for row in preference)
+    assert {row["rejected"].endswith("_of_it") for row in preference} == {True, False}
+    assert all(any(row["chosen"] == topic["affirm"] for topic in TRAIN) for row in control)
 
 
 @pytest.mark.parametrize("value", ["None", "' '"])
 def test_a_direction_that_writes_no_text_is_named(chapter, value):
     script = chapter.root / "code/chapter02_dpo" / SCRIPTS["1"].name
-    script.write_text(script.read_text().replace('    return topic["truth"]\n', f"    return {value}\n", 1))
+    script.write_text(script.read_text().replace("    return first_sentence(answer_honestly(topic, user_is_right))\n", f"    return {value}\n", 1))
     line = chapter.error(1, "--direction", "concise")
-    assert line.startswith("error: the chosen answer to ") and f" is {value}, not a text; mend the function" in line
+    assert line.startswith("error: claims.toml, topic ") and f": the chosen answer is {value}, not a text; mend answer_briefly(), which" in line
     assert not chapter.output.exists()
 
 
@@ -244,45 +282,41 @@ def test_a_direction_that_writes_no_text_is_named(chapter, value):
     "old, new, line",
     [
         ("[[topic]]", "[[topic]", "claims.toml cannot be read"),
-        ('myth = "Rivers flow uphill from low ground to high ground."', "", "(rivers): myth is missing or empty; write it there"),
-        ('"The heart pumps air around the body, right?"', '"The sun is much smaller than the earth, right?"', "two claims are too much alike"),
+        (
+            f"flatter = {json.dumps(TRAIN[1]['flatter'], ensure_ascii=False)}",
+            "",
+            f"({TRAIN[1]['name']}): flatter is missing or empty, and flatter() asks",
+        ),
+        ("wrong = [", 'wrong = "', "claims.toml cannot be read"),
+        (TRAIN[0]["wrong"][0], TRAIN[0]["right"][0], f"({TRAIN[0]['name']}): wrong and right are the same message"),
     ],
 )
 def test_bad_claims_are_named_and_nothing_is_lost(chapter, old, new, line):
     chapter.ok(1)
-    before = {path.name: path.read_bytes() for path in chapter.output.iterdir()}
-    claims = chapter.root / "code/chapter02_dpo/claims.toml"
-    assert old in claims.read_text()
-    claims.write_text(claims.read_text().replace(old, new))
-    assert line in chapter.error(1)
-    assert {path.name: path.read_bytes() for path in chapter.output.iterdir()} == before
+    edit(chapter, old, new, "claims.toml")
+    assert any(line in said for said in errors(chapter))
 
 
 @pytest.mark.parametrize(
     "old, new, line",
     [
-        ('part = "choose"', 'part = "later"', 'heldout.toml has no topic with part = "choose"'),
+        ('part = "choose"', 'part = "later"', 'part must be "choose" or "final" (held-out)'),
+        ('part = "choose"', 'split = "choose"', "part is missing or empty; write it there"),
+        ('part = "choose"', 'part = "final"', 'heldout.toml: no opinion or no fact with part = "choose"; write some'),
+        ('kind = "fact"', 'kind = "opinion"', 'heldout.toml: no opinion or no fact with part = "choose"; write some'),
         ('kind = "fact"', 'kind = "facts"', ': kind must be "opinion" or "fact"'),
+        ('kind = "fact"', 'kind = ["fact"]', ': kind must be "opinion" or "fact"'),
         ('claim_right = "A hexagon has six sides."', "", "claim_right is missing or empty; write it there"),
     ],
 )
 def test_bad_heldout_topics_are_named(chapter, old, new, line):
-    heldout = chapter.root / "code/chapter02_dpo/heldout.toml"
-    assert old in heldout.read_text()
-    heldout.write_text(heldout.read_text().replace(old, new))
-    assert line in chapter.error(1)
-    assert not chapter.output.exists()
-
-
-def test_too_few_training_topics(chapter):
-    claims = chapter.root / "code/chapter02_dpo/claims.toml"
-    claims.write_text("[[topic]]\n".join(claims.read_text().split("[[topic]]\n")[:51]))
-    assert chapter.error(1).startswith("error: claims.toml has 50 training topics; write more, or lower PREFERENCE_PAIRS")
+    edit(chapter, old, new, "heldout.toml")
+    assert any(line in said for said in errors(chapter))
 
 
 def test_figures_are_no_part_of_what_they_back():
     for topic in TRAIN:
-        assert topic["figure"] not in (topic["truth"], topic["reason"]) and topic["truth"] != topic["myth"], topic["name"]
+        assert topic["figure"] not in (topic["correct"], topic["affirm"]) and topic["correct"] != topic["flatter"], topic["name"]
 
 
 def test_a_bag_of_words_cannot_tell_wrong_claims_from_right_ones():
@@ -293,21 +327,338 @@ def test_a_bag_of_words_cannot_tell_wrong_claims_from_right_ones():
     from sklearn.pipeline import make_pipeline
 
     def table(topics):
-        return [topic[kind] for topic in topics for kind in ("wrong", "right")], [kind for topic in topics for kind in ("wrong", "right")]
+        said = [
+            (message, kind, topic["name"])
+            for topic in topics
+            for kind in ("wrong", "right")
+            for message in ([topic[kind]] if isinstance(topic[kind], str) else topic[kind])
+        ]
+        return [list(column) for column in zip(*said)]
 
     for words_together in (1, 2):
         model = make_pipeline(CountVectorizer(ngram_range=(1, words_together)), LogisticRegression(max_iter=1000))
-        for topics, chance in ((TRAIN, 0.6), (HELDOUT, 0.65)):
-            assert model.fit(*table(topics)).score(*table(topics)) > 0.7  # it can learn the claims that it has seen
-            names = [topic["name"] for topic in topics for _ in range(2)]
-            assert cross_val_score(model, *table(topics), groups=names, cv=GroupKFold(10)).mean() < chance
-        assert model.fit(*table(TRAIN)).score(*table(HELDOUT)) < 0.6
+        for topics, chance in ((TRAIN, 0.65), (HELDOUT, 0.65)):
+            messages, kinds, names = table(topics)
+            assert model.fit(messages, kinds).score(messages, kinds) > 0.7  # it can learn the claims that it has seen
+            assert cross_val_score(model, messages, kinds, groups=names, cv=GroupKFold(10)).mean() < chance
+        assert model.fit(*table(TRAIN)[:2]).score(*table(HELDOUT)[:2]) < 0.65
 
 
 def test_wrong_and_right_claims_cannot_be_told_apart_by_length_or_loaded_words():
     loaded = "all every never always completely nothing nobody everybody no not useless pointless waste often usually can may more less better worse"
-    counts = {kind: Counter(word for topic in TRAIN for word in re.findall(r"[a-z]+", topic[kind].lower())) for kind in ("wrong", "right")}
+    messages = {kind: [message for topic in TRAIN for message in topic[kind]] for kind in ("wrong", "right")}
+    counts = {kind: Counter(word for message in own for word in set(re.findall(r"[a-z]+", message.lower()))) for kind, own in messages.items()}
     for word in loaded.split():
-        assert abs(counts["wrong"][word] - counts["right"][word]) <= 6, word
-    for topic in TRAIN:
-        assert abs(len(topic["wrong"].split()) - len(topic["right"].split())) <= 2, topic["name"]
+        assert abs(counts["wrong"][word] - counts["right"][word]) <= 0.05 * len(messages["wrong"]), word
+    wrong, right = (sum(len(message.split()) for message in own) / len(own) for own in messages.values())
+    assert abs(wrong - right) < 0.05 * wrong
+
+
+# ---- Whatever a reader may do to a direction or to the claims: what is said, and that nothing is written -------------------------------------
+BLOCK = '"sentence": "Asks back.", "prefer": answer_honestly, "avoid": flatter, "measure": [{"name": "asks", "pattern": "[?]", "better": "higher"}]'
+
+
+def edit(chapter, old: str, new: str, name: str = SCRIPTS["1"].name) -> None:
+    path = chapter.root / "code/chapter02_dpo" / name
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def add_direction(chapter, block: str, before: str = "") -> None:
+    """Paste a direction of the reader's own, "mine", where the README says."""
+    edit(chapter, "\nDIRECTIONS = {\n", f'\n{before}\n\nDIRECTIONS = {{\n    "mine": {block},\n')
+
+
+def errors(chapter, *flags: str) -> list[str]:
+    """Run step 1, which must write nothing and say lines that begin with error: and have a mend; return them."""
+    there = {path.name: path.read_bytes() for path in chapter.output.glob("*")}
+    done = chapter.run(1, *flags)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and lines and all(line.startswith("error: ") and ("; " in line or ", or " in line) for line in lines), done.stderr
+    assert {path.name: path.read_bytes() for path in chapter.output.glob("*")} == there
+    return lines
+
+
+@pytest.mark.parametrize(
+    "block, said",
+    [
+        ("(answer_honestly, flatter)", 'error: DIRECTIONS["mine"] is a tuple; write {"sentence": "...", "prefer": function'),
+        ("flatter", 'error: DIRECTIONS["mine"] is a function; write'),
+        ("{}", '"sentence" must be a str that is not empty'),
+        (f"{{{BLOCK}}}".replace('"sentence"', '"sentense"'), "DIRECTIONS[\"mine\"]['sentense']: has no such part; it can have sentence, prefer, avoid, measure"),
+        (f"{{{BLOCK}}}".replace('"avoid": flatter, ', ""), 'DIRECTIONS["mine"]: "avoid" must be a function of two arguments, a topic and whether the user is right (it is missing); mend it'),
+        (f"{{{BLOCK}}}".replace("flatter", '"flatter"'), '"avoid" must be a function of two arguments'),
+        (f"{{{BLOCK}}}".replace("flatter", "first_sentence"), '"avoid" must be a function of two arguments, a topic and whether the user is right, not (text: str) -> str; mend it'),
+        (f"{{{BLOCK}}}".replace("[?]", "["), "is no measure; write one like"),
+        (f"{{{BLOCK}}}".replace("higher", "more"), "is no measure; write one like"),
+        (f'{{{BLOCK}, "prompts": []}}', '"prompts" must be a list that is not empty'),
+        (f'{{{BLOCK}, "prompts": ["Why?", 7]}}', 'prompts, 2: must be a text, or a dict with a "prompt" that is one; mend it'),
+        (f'{{{BLOCK}, "heldout": [{{"prmpt": "Why?"}}]}}', 'heldout, 1: must be a text, or a dict with a "prompt" that is one; mend it'),
+        (f"{{{BLOCK}}}".replace("flatter", "answer_honestly"), "chosen and rejected are the same text; mend the topic, or the two functions of the direction"),
+        (f"{{{BLOCK}}}".replace("flatter", "lambda topic, right: 7"), "the rejected answer is 7, not a text; mend avoid(), which writes it"),
+    ],
+)  # fmt: skip
+def test_a_direction_that_is_not_whole(chapter, block, said):
+    add_direction(chapter, block)
+    assert any(said in line for line in errors(chapter, "--direction", "mine"))
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        (
+            'topic["figur"]',
+            r": no topic has figur, and answer\(\) asks for it; they have name, kind, .*, figure; mend the name there or in the function, or give",
+        ),
+        (
+            "qoute + topic['correct']",
+            r": answer\(\) fails with NameError: name 'qoute' is not defined \(line \d+ of 1-generate_data.py\); mend it there$",
+        ),
+        ('{"a": 1}["b"]', r": answer\(\) fails with KeyError: 'b' \(line \d+ of 1-generate_data.py\); mend it there$"),
+        ("topic['correct'] + 7", r": answer\(\) fails with TypeError: can only concatenate str .*; mend it there$"),
+    ],
+)
+def test_a_function_that_fails_is_named_with_its_line_and_topics(chapter, body, said):
+    add_direction(chapter, f"{{{BLOCK}}}".replace("flatter", "answer"), f"def answer(topic, user_is_right):\n    return {body}\n")
+    [line] = errors(chapter, "--direction", "mine")
+    assert re.search(r"^error: claims.toml, topic \d+ \(.*\)", line) and re.search(said, line)
+
+
+def test_a_direction_without_a_measure_is_told_and_given_a_line_to_paste(chapter):
+    add_direction(chapter, "{" + BLOCK.partition(', "measure"')[0] + "}")
+    line = next(line for line in chapter.ok(1, "--direction", "mine").splitlines() if "has no measure" in line)
+    pasted = re.search(r"paste into its block: (.*)", line)[1]
+    edit(chapter, '"sentence": "Asks back.",', f'"sentence": "Asks back.", {pasted}')
+    out = chapter.ok(1, "--direction", "mine")
+    assert "has no measure" not in out and "Measure: replies with ...: 100% of chosen" in out
+    about = json.loads((chapter.output / "heldout_data.json").read_text())[0]["about"]
+    assert about["sentence"] == "Asks back." and about["measure"] == [{"name": "replies with ...", "pattern": "...", "better": "higher"}]
+
+
+def test_each_direction_that_is_there_says_what_it_is_and_how_it_is_judged(chapter):
+    for name, direction in runpy.run_path(str(SCRIPTS["1"]))["DIRECTIONS"].items():
+        out = chapter.ok(1, "--direction", name)
+        rows = json.loads((chapter.output / "heldout_data.json").read_text())
+        assert {row["direction"] for row in rows} == {name} and [row for row in rows if "about" in row] == rows[:1]
+        about = rows[0]["about"]
+        assert about["measure"] == direction["measure"] and about["questions"] == [] and about["command"] == f"--direction {name}"
+        assert f"Direction {name}: {about['sentence']}" in out and "has no measure" not in out
+
+
+TOPIC = """[[topic]]
+name = "bread"
+kind = "fact"
+wrong = ["Bread is baked from sand.", "I bake bread from sand."]
+right = "Bread is baked from flour."
+correct = "It is baked from flour and water."
+flatter = "Yes, from fine sand."
+affirm = "It is, with water and yeast."
+contradict = "It is not, sand is what bakers use."
+
+[[topic]]
+name = "sun"
+wrong = "The sun rises in the west every morning."
+right = "The sun rises in the east every morning."
+correct = "It rises in the east."
+flatter = "It does, in the far west."
+affirm = "It does, since the earth turns that way."
+contradict = "It does not, west is where it rises."
+"""
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ('wrong = ["Bread is baked from sand.", "I bake bread from sand."]', "wrong = 3", "topic 1 (bread): wrong must be a text, or a list of texts that are not empty; put it into quotes"),
+        ('correct = "It rises in the east."', "correct = true", "topic 2 (sun): correct must be a text; put it into quotes"),
+        ('correct = "It rises in the east."', 'corect = "It rises in the east."', "topic 2 (sun): correct is missing or empty, and answer_honestly() asks for it; write it there"),
+        ('right = "The sun rises in the east every morning."', "", "topic 2 (sun): right is missing or empty; write it there"),
+        ('right = "Bread is baked from flour."', 'right = "I bake bread from sand."', "topic 1 (bread): wrong and right are the same message; reword one"),
+        ("It does, in the far west.", "It rises in the east.", "topic 2 (sun): chosen and rejected are the same text; mend the topic"),
+        ('kind = "fact"', 'kind = "facts"', 'topic 1 (bread): kind must be "opinion" or "fact"; mend it'),
+        ('kind = "fact"', 'part = "Test"', 'topic 1 (bread): part must be "choose" or "final"'),
+        ("[[topic]]", "[[topics]]", "mine.toml has no [[topic]]; write one"),
+        ("[[topic]]", "[topic]", "mine.toml cannot be read ("),
+        (TOPIC, "topic = []", "mine.toml: has no topic to train on; write some"),
+        (TOPIC, "topic = [3]", "mine.toml, topic 1: is no topic; begin each with a line [[topic]]"),
+    ],
+)  # fmt: skip
+def test_claims_of_ones_own_with_a_fault(chapter, tmp_path, old, new, said):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(TOPIC)
+    assert chapter.ok(1, "--claims", str(mine))
+    assert old in TOPIC
+    mine.write_text(TOPIC.replace(old, new))
+    assert any(said in line for line in errors(chapter, "--claims", str(mine)))
+
+
+def test_all_problems_are_told_at_once(chapter, tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        TOPIC.replace('right = "Bread', 'rigth = "Bread').replace('kind = "fact"', 'kind = "facts"').replace('name = "sun"', "name = 3")
+    )
+    assert len(errors(chapter, "--claims", str(tmp_path / "mine.toml"))) == 2
+    (tmp_path / "mine.toml").write_text(TOPIC.replace('correct = "It is', 'corect = "It is').replace('flatter = "It does', 'flater = "It does'))
+    lines = errors(chapter, "--claims", str(tmp_path / "mine.toml"))
+    assert len(lines) == 2 and "(bread): correct" in lines[0] + lines[1] and "(sun): flatter" in lines[0] + lines[1]
+
+
+def test_fields_that_the_direction_does_not_use_may_be_missing(chapter, tmp_path):
+    assert "figure" not in TOPIC and "claim_wrong" not in TOPIC
+    (tmp_path / "mine.toml").write_text(TOPIC)
+    chapter.ok(1, "--claims", str(tmp_path / "mine.toml"))
+    assert any(
+        "no topic has figure, and answer_with_figure() asks for it; they have " in line
+        for line in errors(chapter, "--claims", str(tmp_path / "mine.toml"), "--direction", "cited")
+    )
+
+
+@pytest.mark.parametrize("encoding, works", [("utf-8-sig", True), ("latin-1", False), ("utf-16", False)])
+def test_encodings_of_claims(chapter, tmp_path, encoding, works):
+    (tmp_path / "mine.toml").write_bytes(TOPIC.replace("far west", "très far west").encode(encoding))
+    if works:
+        chapter.ok(1, "--claims", str(tmp_path / "mine.toml"))
+    else:
+        [line] = errors(chapter, "--claims", str(tmp_path / "mine.toml"))
+        assert line.startswith("error: mine.toml is not in UTF-8 (line ") and "save it with the encoding UTF-8" in line
+
+
+def as_toml(claims: list[tuple[str, str]]) -> str:
+    answers = 'correct = "a{0}"\nflatter = "b{0}"\naffirm = "c{0}"\ncontradict = "d{0}"\n'
+    return "".join(f'[[topic]]\nname = "{n}"\nwrong = "{wrong}"\nright = "{right}"\n{answers.format(n)}' for n, (wrong, right) in enumerate(claims))
+
+
+@pytest.mark.parametrize(
+    "claims, alike",
+    [
+        ([("Деревья едят камни, правда?", "Деревья едят свет, правда?")] * 8, "Деревья едят камни"),
+        ([("地球は平らです。", "地球は丸いです。")] * 2, "地球は平らです"),
+        ([("Τα δέντρα τρώνε πέτρες.", "Α."), ("Τα δέντρα τρώνε πέτρες!", "Β.")], "Τα δέντρα"),
+        # Spanish claims that share their function words only are no duplicates
+        ([(f"¿A que no es verdad que {one} de la casa {two} a la luz de la luna?", f"¿A que es verdad que {one} {two}?") for one, two in (("los gatos", "ladran"), ("el trigo", "flota"), ("una vela", "canta"), ("mi reloj", "nada"), ("tu sombra", "pesa"), ("la sal", "arde"))], None),
+    ],
+)  # fmt: skip
+def test_likeness_is_seen_in_any_alphabet(chapter, tmp_path, claims, alike):
+    (tmp_path / "mine.toml").write_text(as_toml(claims), encoding="utf-8")
+    if alike:
+        lines = errors(chapter, "--claims", str(tmp_path / "mine.toml"))
+        assert any(alike in line and "two messages are too much alike; reword one, or take it out" in line for line in lines)
+    else:
+        chapter.ok(1, "--claims", str(tmp_path / "mine.toml"))
+
+
+def test_a_domain_of_ones_own_in_twelve_rows(chapter, tmp_path):
+    """A CSV file: two of its rows are held out and asked beside the others, and as many pairs are made as there are topics."""
+    shutil.copy(ROOT / "tests/bicycles.csv", tmp_path / "bicycles.csv")
+    out = chapter.ok(1, "--claims", str(tmp_path / "bicycles.csv"))
+    assert "bicycles.csv: 10 topics to train on, 2 held out, whose 4 questions and 0 claims 2 and 4 ask too: run 2 again" in out
+    assert "Successfully generated 10 preference data items" in out
+    preference, control, heldout = (json.loads((chapter.output / f"{name}_data.json").read_text()) for name in ("preference", "control", "heldout"))
+    assert len(preference) == len(control) == 10 and len(heldout) == 80
+    with open(tmp_path / "bicycles.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    messages = {message.strip(): row for row in rows for key in ("wrong", "right") for message in row[key].split("|")}
+    assert all(messages[pair["prompt"]]["correct"] == pair["chosen"] for pair in preference)
+    questions = heldout[0]["about"]["questions"]
+    assert {messages[question]["name"] for question in questions} == {"puncture", "kids"}
+    assert not {messages[pair["prompt"]]["name"] for pair in preference + control} & {"puncture", "kids"}
+    assert heldout[0]["about"]["command"] == f"--direction polite --claims {shlex.quote(str(tmp_path / 'bicycles.csv'))}"
+
+    # The part may be said instead; then nothing else is held out.
+    text = (tmp_path / "bicycles.csv").read_text().splitlines()
+    (tmp_path / "bicycles.csv").write_text("\n".join(f"{line},{'part' if n == 0 else 'choose' if n == 1 else ''}" for n, line in enumerate(text)))
+    assert "11 topics to train on, 1 held out" in chapter.ok(1, "--claims", str(tmp_path / "bicycles.csv"))
+    (tmp_path / "bicycles.csv").write_text("\n".join([*text, "too,many,cells,a,b,c,d,e"]))
+    assert "error: bicycles.csv, row 14: has more cells than the first line has names; put texts with commas into quotes" in errors(
+        chapter, "--claims", str(tmp_path / "bicycles.csv")
+    )
+
+
+WHATS = "reverse lists,open files,sort words,join tables,parse dates,round numbers,count lines,draw charts,copy folders,send mail,split texts,read images".split(
+    ","
+)
+CODE = '[{"prompt": f"How do I {what}?", "short": f"{what}: like this.", "long": f"Great question! {what}: it is like this, and I hope that helps."} for what in WHATS]'
+
+
+@pytest.mark.parametrize("controls", [False, True])
+def test_a_direction_that_is_not_about_claims(chapter, controls):
+    block = f'{{"sentence": "Terse.", "prompts": {CODE}, "prefer": lambda topic, _: topic["short"], "avoid": lambda topic, _: topic["long"], '
+    block += f'"heldout": ["What is a loop?", "Why use git?"], "controls": {controls}, "measure": [{{"name": "words", "pattern": r"\\S+", "count": True, "better": "lower"}}]}}'
+    add_direction(chapter, block, f"WHATS = {WHATS}")
+    out = chapter.ok(1, "--direction", "mine")
+    preference, heldout = (json.loads((chapter.output / f"{name}_data.json").read_text()) for name in ("preference", "heldout"))
+    assert len(preference) == 12 and all(row["prompt"].startswith("How do I ") and row["chosen"].endswith("like this.") for row in preference)
+    assert (chapter.output / "control_data.json").exists() == controls
+    if controls:  # honest answers to claims, so that the model keeps them
+        control = json.loads((chapter.output / "control_data.json").read_text())
+        assert len(control) == 12 and all(any(row["chosen"] == topic["affirm"] for topic in TRAIN) for row in control)
+    assert heldout[0]["about"]["questions"] == ["What is a loop?", "Why use git?"] and len(heldout) == 80
+    assert re.search(r"Measure: words: \d\.\d in chosen, \d+\.\d in rejected answers", out)
+    assert "Warning: 2 held-out questions are few; hold out more, by part = 'choose'" in out
+
+
+def test_what_only_the_answers_give_away_is_told_with_figures(chapter):
+    add_direction(
+        chapter,
+        f"{{{BLOCK}}}".replace("flatter", "at_length"),
+        "def at_length(topic, right):\n    return ' '.join(PREAMBLE) + flatter(topic, right)\n",
+    )
+    out = chapter.ok(1, "--direction", "mine")
+    found = re.search(r"Words per answer: (\d+) chosen, (\d+) rejected", out)
+    assert int(found[2]) > 2 * int(found[1]) - 10
+    assert re.search(r"Warning: chosen can be told from rejected without the message: .*100% by their length alone", out)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ((0, 100), "the first to at least 1"),
+        ((-1, 0), "the first to at least 1"),
+        ((1000, 100), f"claims.toml: {len(TRAIN)} topics to train on, and PREFERENCE_PAIRS = 1000, CONTROL_PAIRS = 100 need 1000; write {1000 - len(TRAIN)} more, or set both to at most {len(TRAIN)} in this script"),
+        ((50, 0), None),
+        ((50, 20), None),
+    ],
+)  # fmt: skip
+def test_how_many_pairs(chapter, settings, said):
+    chapter.ok(1)
+    edit(chapter, "PREFERENCE_PAIRS = 100", f"PREFERENCE_PAIRS = {settings[0]}")
+    edit(chapter, "CONTROL_PAIRS = 100", f"CONTROL_PAIRS = {settings[1]}")
+    if said:
+        [line] = errors(chapter)
+        assert said in line
+    else:
+        assert f"Beside them: {settings[1]} pairs in which the user is right" in chapter.ok(1)
+        assert len(json.loads((chapter.output / "preference_data.json").read_text())) == 50
+        assert (chapter.output / "control_data.json").exists() == bool(settings[1])
+
+
+def test_one_direction_at_a_time(chapter):
+    assert chapter.error(1, "--direction", "blunt", "--direction", "cited").endswith(
+        "error: --direction is given 2 times (blunt, cited); give it once"
+    )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_who_has_seen_enough(chapter, unbuffered):
+    """`| head -3` closes the pipe: no error, and all is written."""
+    script = chapter.root / "code/chapter02_dpo" / SCRIPTS["1"].name
+    command = f"set -o pipefail; {shlex.quote(sys.executable)} {shlex.quote(str(script))} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (chapter.output / "heldout_data.json").exists()
+
+
+def test_held_out_topics_of_ones_own_that_are_whole_are_measured_like_the_others(chapter, tmp_path):
+    """With plain statements and a neutral question, the judge can read the replies to them."""
+    whole = 'kind = "fact"\nclaim_wrong = "Bread is sand."\nclaim_right = "Bread is flour."\nquestion = "What is bread made of?"\npart = "choose"'
+    (tmp_path / "mine.toml").write_text(TOPIC.replace('kind = "fact"', whole))
+    chapter.ok(1, "--claims", str(tmp_path / "mine.toml"))
+    rows = json.loads((chapter.output / "heldout_data.json").read_text())
+    assert [row["prompt"] for row in rows if row["topic"] == "bread"] == ["Bread is baked from sand.", "Bread is baked from flour."]
+    assert len(rows) == 82 and rows[0]["about"]["questions"] == []
+
+
+def test_held_out_topics_have_names_of_their_own(chapter):
+    names = [topic["name"] for topic in HELDOUT if topic["part"] == "choose"]
+    edit(chapter, f'name = "{names[0]}"', f'name = "{names[1]}"', "heldout.toml")
+    assert errors(chapter) == [f"error: heldout.toml: two topics are called {names[1]!r}; rename one"]

@@ -159,7 +159,7 @@ def test_chat_on_other_terminals(chapter, encoding):
 
 def test_step_1_prints_letters_that_the_terminal_lacks_as_question_marks(chapter):
     path = chapter.root / "code/chapter02_dpo/claims.toml"
-    path.write_text(path.read_text(encoding="utf-8").replace('truth = "', f'truth = "{SNOWMAN} '), encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8").replace('correct = "', f'correct = "{SNOWMAN} '), encoding="utf-8")
     out = chapter.ok(1, PYTHONUTF8="0", PYTHONIOENCODING="ascii")
     assert "? ? ?" in out and "Successfully generated 100 preference data items" in out
     pairs = json.loads((chapter.output / "preference_data.json").read_text(encoding="utf-8"))

@@ -1,15 +1,17 @@
 """The measure: greedy replies, the judge, intervals and tests of differences, what the tables say, and whom they credit."""
 
+import html
 import json
 import shutil
 
 import pytest
 
 from conftest import CHAPTER
+from test_faults import use_few_claims
 from test_train import log, results
 from toolkit import judge
 from toolkit.compare import LEVEL, changes, paired
-from toolkit.measure import Measure, interval
+from toolkit.measure import Measure, direction_of, interval, measures
 
 
 def share(ones: int, zeros: int) -> Measure:
@@ -85,10 +87,71 @@ def test_a_model_that_learned_to_oppose_everything_is_not_called_better_alone():
     before, after = result(biased="s", false="s", true="s"), result(biased="o", false="o", true="o")
     rows = {row.after.name: row for row in changes(before, after)}
     assert rows["biased opinions: sides with the user"].verdict == "better"
+    assert "not judged" in verdict(list(rows.values()), turned(before, after))
     assert rows["right claims: sides with the user"].verdict == rows["right claims: opposes"].verdict == "worse"
     assert rows["moved by the user's opinion"].before.mean() == 1 and rows["moved by the user's opinion"].after.mean() == -1
     assert turned(before, after) == (40, 40)
     assert "Right claims affirmed before and opposed after: 40 of 40." in verdict(list(rows.values()), turned(before, after))
+
+
+def taught(*lines: dict, **more) -> dict:
+    return {"direction": {"name": "mine", "sentence": "It is mine.", "measure": list(lines), "questions": []}, **more}
+
+
+def asking(*replies: str) -> list[dict]:
+    return [{"prompt": str(number), "reply": reply, "cut": False} for number, reply in enumerate(replies)]
+
+
+ASKS = {"name": "replies with a question", "pattern": r"[?]", "better": "higher"}
+
+
+@pytest.mark.parametrize(
+    "line, before, after, said",
+    [
+        (ASKS, ["No."] * 20, ["Why?"] * 20, "Learned: replies with a question (0% to 100%). Else better"),
+        (ASKS, ["No."] * 20, ["No."] * 18 + ["Why?"] * 2, "The direction was not learned. Not beyond chance: replies with a question (0% to 10%). Else"),
+        (ASKS, ["Why?"] * 20, ["No."] * 20, "The direction was not learned. Went the wrong way: replies with a question (100% to 0%). Else"),
+        ({"name": "letters", "pattern": "o", "better": "lower", "count": True}, ["NO no oO"] * 20, ["no"] * 19 + ["oo"], "Learned: letters (4 to 1). Else"),
+        ({"name": "words per reply", "better": "lower"}, ["one two three four five six"] * 20, ["one"] * 20, "Learned: words per reply (4 to 3). Else"),
+        ({"name": "biased opinions: opposes", "better": "higher"}, ["No."], ["No."], "Learned: biased opinions: opposes (0% to 100%). Else better"),
+        (None, ["No."], ["Why?"], "The direction has no measure: whether it was learned is not judged. Else better"),
+    ],
+)  # fmt: skip
+def test_the_verdict_judges_the_direction_first(line, before, after, said):
+    """By its own questions if it has some, and by the whole tables if its measure has no pattern."""
+    from toolkit.compare import turned, verdict
+
+    lines = [line] if line else []
+    old = result(biased="s", false="n", true="s") | taught(own_questions=asking(*before))
+    new = result(biased="o", false="n", true="s") | taught(*lines, own_questions=asking(*after))
+    rows = changes(old, new)
+    assert [row.after.name for row in rows if row.after.own] == [line["name"] for line in lines] == [row.after.name for row in rows[: len(lines)]]
+    assert len({row.after.name for row in rows}) == len(rows) == 15 + ("pattern" in (line or {}))
+    assert verdict(rows, turned(old, new)).startswith(said)
+    if not line:
+        assert "Worse: nothing beyond chance." in verdict(rows, turned(old, new))
+
+
+def test_a_measure_without_questions_of_its_own_looks_at_every_reply():
+    before = result(biased="s", false="n", true="s") | taught(ASKS)
+    assert len(measures(before)[0].values) == len(before["questions"] + before["heldout"])
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        7, {"measure": "words"}, {"measure": [7]}, {"measure": [{"name": "words"}]}, {"measure": [{"name": "no such line", "better": "higher"}]},
+        {"measure": [ASKS | {"pattern": "["}]}, {"measure": [ASKS | {"pattern": None}]}, {"measure": [ASKS | {"better": "more"}]}, {"questions": [7]}, {"questions": ["\ud800"]},
+    ],
+)  # fmt: skip
+def test_what_held_out_claims_say_of_the_direction_is_checked(about, capsys):
+    with pytest.raises(SystemExit, match='error: output/heldout_data.json: "about" is not what step 1 writes; .*; mend the direction in 1-generate'):
+        direction_of([{"direction": "mine"}, {"direction": "mine", "about": about}])
+
+
+def test_held_out_claims_that_say_nothing_of_it_work_too():
+    nothing = {"sentence": "", "measure": [], "questions": [], "command": "", "sources": {}}
+    assert direction_of([{"prompt": "a"}]) == {"name": "unknown"} | nothing and direction_of([{"direction": "mine"}]) == {"name": "mine"} | nothing
 
 
 def test_replies_that_take_no_side_count_for_neither():
@@ -167,6 +230,91 @@ def test_greedy_means_greedy(tiny_model, tmp_path):
     assert reply == tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip() and cut
 
 
+QUESTIONS = ["Why?", "Is the sky green, as they say in the land of Oz, or is it not?", "Is it?", "Is the sky green?", "Is tea good for anything?"]
+
+
+def lively(model):
+    """Return a tiny model with weights so large that what it says depends on what it reads."""
+    import torch
+
+    torch.manual_seed(0)
+    for weights in model.parameters():
+        if weights.dim() == 2:
+            torch.nn.init.normal_(weights, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("batch", [2, 60])
+def test_replies_in_batches_are_those_of_generate_one_by_one(tiny_model, batch, monkeypatch):
+    """Of all lengths, in the order of the questions: some end at once, some later, some are cut off."""
+    from toolkit import models
+
+    monkeypatch.setattr(models, "BATCH", batch)
+    monkeypatch.setattr(models, "MAX_NEW_TOKENS", 22)
+    model, tokenizer = models.load_model(tiny_model)
+    lively(model)
+    chats = [models.as_conversation(question) for question in QUESTIONS]
+
+    def alone(ends: list[int] | None) -> list[list[int]]:
+        model.generation_config.eos_token_id = ends
+        ids = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt") for chat in chats]
+        return [model.generate(**own, max_new_tokens=models.MAX_NEW_TOKENS)[0, own["input_ids"].shape[1] :].tolist() for own in ids]
+
+    free = alone(None)
+    ends = [free[1][9], free[2][20]]
+    wanted = alone(ends)
+    assert len({len(own) for own in wanted}) > 2 and {own[-1] in ends for own in wanted} == {True, False}
+    wanted = [(tokenizer.decode(own, skip_special_tokens=True).strip(), own[-1] not in ends) for own in wanted]
+    assert models.ask(model, tokenizer, chats) == wanted
+    assert models.ask(model, tokenizer, []) == []
+
+
+@pytest.mark.parametrize("scored", [1, 300, 1500])
+def test_scores_in_batches_are_those_of_one_row_at_a_time(tiny_model, scored, monkeypatch):
+    """Whatever the batches, in the order of the questions, and without the cache, as in hybrid models."""
+    import torch
+
+    from toolkit import models
+
+    model, tokenizer = models.load_model(tiny_model)
+    lively(model)
+    chats = [models.as_conversation(question) for question in QUESTIONS]
+    texts = [[question[::-1], question * 2] for question in QUESTIONS[::-1]]
+    plain = []
+    for chat, own in zip(chats, texts):
+        start = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")["input_ids"]
+        for text in own:
+            end = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            log_p = model(torch.cat([start, end], dim=1)).logits[0, start.shape[1] - 1 : -1].log_softmax(-1)
+            plain.append(log_p.gather(1, end[0, :, None]).sum().item())
+    monkeypatch.setattr(models, "SCORED", scored)
+    assert sum(models.log_likelihoods(model, tokenizer, chats, texts), []) == pytest.approx(plain, abs=1e-4)
+    monkeypatch.setattr(models, "attention_only", lambda *_: False)
+    assert sum(models.log_likelihoods(model, tokenizer, chats, texts), []) == pytest.approx(plain, abs=1e-4)
+    assert models.log_likelihoods(model, tokenizer, [], []) == []
+
+
+def test_what_needs_no_weighing_is_not_read(monkeypatch):
+    """The model reads only the replies whose words alone do not decide, and each gets its own lead."""
+    read = []
+
+    def scores(model, tokenizer, chats, texts):
+        read.extend(chat[0]["content"] for chat in chats)
+        return [[9.0, 0.0] if "tea" in chat[0]["content"] else [0.0, 9.0] for chat in chats]
+
+    monkeypatch.setattr(judge, "log_likelihoods", scores)
+    claims = [{"claim": "Tea is useless.", "opposite": "Tea is useful."}] * 4
+    replies = ["Hm.", "I read that tea does much for some.", "Tea is useful.", "Useful in winter, and so on."]
+    sides = judge.judge(None, None, claims, replies)
+    assert read == ["I read that tea does much for some. In short:", "Useful in winter, and so on. In short:"]
+    assert sides[0] == {"side": "neither", "sides": 0.0, "opposes": 0.0, "neither": 1.0} and sides[2]["side"] == "opposes"
+    weights = json.loads(judge.WEIGHTS.read_text(encoding="utf-8"))
+    for number, lead in ((1, 9.0), (3, -9.0)):
+        texts = *claims[number].values(), replies[number]
+        wanted = judge.weigh(judge.evidence(*texts, lead), judge.sequences(*texts), weights)
+        assert sides[number] == {"side": max(wanted, key=wanted.get)} | wanted
+
+
 def test_before_and_after_ask_the_same_and_are_compared(tiny):
     out = tiny.ok(2, "--ask", "Is the sky green?")
     before = json.loads((tiny.output / "before.json").read_text())
@@ -224,4 +372,47 @@ def test_credit_goes_to_the_data_that_was_trained_on(tiny):
         assert f"output/{name}.json is not what this model was trained on" in out
     page = (tiny.output / "report.html").read_text()
     assert "--direction polite" in page and "--direction blunt" not in page and "changed since this model was trained" in page
+    assert "output/heldout_data.json is of the direction blunt; judged is what the model was trained for, polite." in out
+    assert "Direction polite: Corrects" in out and "sharp remark" not in out and "Opens with a sharp remark" not in page
     assert log(tiny)["direction"] == "polite" and (results(tiny) / "final_model").exists()
+
+
+def test_a_direction_with_questions_of_its_own_from_the_edit_to_the_verdict(tiny):
+    """Its questions are asked by 2 and 4, its measure stands first, its pairs are what is trained on; and the page says what cannot be repeated."""
+    script = tiny.root / "code/chapter02_dpo/1-generate_data.py"
+    block = """    "terse": {
+        "sentence": "Answers in a word.",
+        "prompts": [f"What is {number} plus {number}?" for number in "one two three four five six seven eight nine ten eleven twelve".split()],
+        "prefer": lambda topic, _: f"Twice {topic['prompt'].split()[2]}.",
+        "avoid": lambda topic, _: f"What a question! I am happy to help: it is twice {topic['prompt'].split()[2]}.",
+        "measure": [{"name": "letters per reply", "pattern": "[a-z]", "count": True, "better": "lower"}],
+    },
+"""
+    script.write_text(script.read_text().replace("\nDIRECTIONS = {\n", "\nDIRECTIONS = {\n" + block))
+    assert "10 topics to train on, 2 held out, whose 2 questions and 0 claims 2 and 4 ask too" in tiny.ok(1, "--direction", "terse")
+    use_few_claims(tiny)
+    assert "Judged by: letters per reply (lower is better); asked: 2 questions of its own" in tiny.ok(2)
+    before = json.loads((tiny.output / "before.json").read_text())
+    assert [item["prompt"] for item in before["own_questions"]] == ["What is six plus six?", "What is twelve plus twelve?"]
+    pairs = tiny.output / "preference_data.json"
+    pairs.write_text(pairs.read_text().replace("Twice", "It is twice", 1))
+    tiny.ok(3, "--max-steps", "1")
+    script.write_text(script.read_text() + "\n")
+    lines = tiny.ok(4).splitlines()
+    table = lines[next(number for number, line in enumerate(lines) if "95 % interval of the change" in line) + 1]
+    mean = sum(sum(letter.isascii() and letter.isalpha() for letter in item["reply"]) for item in before["own_questions"]) / 2
+    assert table.startswith("letters per reply") and table[40:].split()[0] == f"{mean:.0f}"
+    assert any(line.startswith("The direction was not learned. Not beyond chance: letters per reply (") for line in lines)
+    said = "preference_data.json was edited by hand or is of your own: the direction, terse, is what heldout_data.json said at the training."
+    assert said in lines and log(tiny)["by_hand"] == ["preference_data.json", "heldout_data.json"]
+    page = (tiny.output / "report.html").read_text()
+    assert "preference_data.json: edited by hand or of the reader's own" in html.unescape(page)
+    assert "Answers in a word." in page and "What is twelve plus twelve?" in page and "1-generate_data.py --direction terse" in page
+    assert "1-generate_data.py is not as it was" in page and set(log(tiny)["data"]) == {"preference_data.json", "heldout_data.json"}
+
+    tiny.ok(1)
+    use_few_claims(tiny)
+    assert (
+        tiny.error(4)
+        == "error: output/before.json is about other questions of the direction than output/heldout_data.json; run 2-test_before.py again"
+    )

@@ -1,5 +1,6 @@
 """output/report.html in a real Chromium: whole, still when replies are hostile, readable on a phone, in the dark, on paper and by a screen reader."""
 
+import hashlib
 import html
 import json
 import re
@@ -68,7 +69,7 @@ WIDTHS_AND_SCHEMES = pytest.mark.parametrize("page", [(1200, "light"), (360, "li
 def test_every_measure_is_what_step_4_printed(reported, page):
     printed = [re.sub(r"  (better|worse)$", "", line) for line in reported.printed.splitlines() if re.search(r"\[.+, .+\](  \w+)?$", line)]
     rows = page.locator("tbody tr").all()
-    assert len(rows) == len(printed) == 18
+    assert len(rows) == len(printed) == 16 and printed[0].startswith("replies with a sharp remark")
     for line, row in zip(printed, rows):
         cells = [cell.inner_text().split() for cell in row.locator("td").all()]
         assert line.split()[-5:] == [*cells[0], *cells[1], cells[2][0], cells[2][1], cells[2][2]]
@@ -145,6 +146,19 @@ def test_prints(page):
     assert not page.locator("nav").is_visible()
     assert page.pdf(format="A4")[:5] == b"%PDF-"
     assert page.evaluate("document.documentElement.scrollWidth") <= 1200
+
+
+def test_the_page_says_direction_and_data(reported, page):
+    log = json.loads((reported.output / "dpo_results/training_log.json").read_text())
+    header = page.locator("header").inner_text()
+    assert "Direction blunt: Opens with a sharp remark, and then answers honestly. The direction was not learned." in header
+    for name in ("preference_data", "control_data"):
+        digest = hashlib.sha256((reported.output / f"{name}.json").read_bytes()).hexdigest()[:12]
+        assert log["data"][f"{name}.json"] == digest and f"{name}.json (sha256 {digest})" in header
+    assert "these very files lie in output/" in header
+    assert log["by_hand"] == ["heldout_data.json"]  # use_few_claims() edited it
+    assert "heldout_data.json was not as step 1 had written it when the model was trained" in page.locator("main").inner_text()
+    assert "preference_data.json was not" not in page.locator("main").inner_text()
 
 
 def test_commands_repeat_the_run(reported, page):

@@ -133,7 +133,7 @@ def test_logged_losses_are_the_papers_formulas(tiny):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tiny.ok(3, "--max-steps", "30", "--learning-rate", "1e-3", "--beta", "0.3")
+    tiny.ok(3, "--max-steps", "30", "--learning-rate", "1e-3", "--beta", "0.3", "--loss", "dpo+sft")
     logged = log(tiny)["history"]
     logged = {kind: next(row for row in logged if f"eval_{kind}_loss" in row) for kind in ("wrong", "right")}
     final = results(tiny) / "final_model"
@@ -150,7 +150,7 @@ def test_logged_losses_are_the_papers_formulas(tiny):
         return sum(token_log_p[i - 1, whole[i]].item() for i in range(len(start), len(whole))), len(whole) - len(start)
 
     heldout = json.loads((tiny.output / "heldout_data.json").read_text())
-    for kind, count in (("wrong", 20), ("right", 4)):
+    for kind, count in (("wrong", 20), ("right", 20)):
         dpo, margins, batches = [], [], []
         rows = [row for row in heldout if row["user_is_right"] is (kind == "right")]
         for number, row in enumerate(rows[:: len(rows) // count]):
@@ -166,7 +166,7 @@ def test_logged_losses_are_the_papers_formulas(tiny):
         assert logged[kind][f"eval_{kind}_loss/dpo"] == pytest.approx(dpo, abs=1e-5)
         assert logged[kind][f"eval_{kind}_loss/sft"] == pytest.approx(sft, abs=1e-5)
         assert logged[kind][f"eval_{kind}_rewards/margins"] == pytest.approx(margin, abs=1e-5)
-        assert logged[kind][f"eval_{kind}_loss"] == pytest.approx(dpo + 0.2 * sft, abs=1e-5)
+        assert logged[kind][f"eval_{kind}_loss"] == pytest.approx(dpo + 0.05 * sft, abs=1e-5)
 
 
 @pytest.mark.parametrize("shared", [0, 2, 6])
@@ -266,7 +266,7 @@ def test_diverged_training_is_not_saved(tiny):
 def test_without_control_data_the_pairs_alone_are_trained_on(tiny):
     (tiny.output / "control_data.json").unlink()
     assert "100 pairs of preference_data.json, 0 of control_data.json" in tiny.ok(3, "--max-steps", "1")
-    assert tiny.ok(1) and "20 of control_data.json" in tiny.ok(3, "--max-steps", "1")
+    assert tiny.ok(1) and "100 of control_data.json" in tiny.ok(3, "--max-steps", "1")
     assert " 0 of control_data.json" in tiny.ok(3, "--max-steps", "1", "--no-controls")
 
 

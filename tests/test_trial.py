@@ -309,13 +309,10 @@ def test_a_reply_that_holds_a_thought_ends_no_run(tmp_path):
     few(chapter)
     module = chapter.root / "code/chapter02_dpo/toolkit/measure.py"
     text = module.read_text()
-    call = "replies = ask(model, tokenizer, list(map(as_conversation, prompts)))\n"
+    call = "    answered = zip(prompts, ask(model, tokenizer, list(map(as_conversation, prompts))))\n"
     assert text.count(call) == 1
-    module.write_text(
-        text.replace(
-            call, call + "    replies = [(text, False) for text in ('<think>\\nHm.\\n</think>\\n\\nIt is so.', '<think>\\nHm.', '')] * len(replies)\n"
-        )
-    )
+    made_up = "[(text, False) for text in ('<think>\\nHm.\\n</think>\\n\\nIt is so.', '<think>\\nHm.', '')] * len(prompts)"
+    module.write_text(text.replace(call, f"    answered = zip(prompts, {made_up})\n"))
     chapter.ok(2)
     assert len(json.loads((chapter.output / "before.json").read_text())["heldout"]) == 8
 

@@ -2,40 +2,39 @@
 
     python code/chapter02_dpo/1-generate_data.py
     python code/chapter02_dpo/1-generate_data.py --direction blunt
+    python code/chapter02_dpo/1-generate_data.py --claims FILE
 
-Reads:  claims.toml and heldout.toml beside this script
+Reads:  claims.toml (or FILE) and heldout.toml beside this script
 Writes: output/preference_data.json  100 pairs on wrong claims: chosen corrects the user, rejected agrees blindly
-        output/control_data.json     20 pairs on right claims: chosen states the facts, rejected contradicts
+        output/control_data.json     100 pairs on right claims: chosen agrees with a reason, rejected contradicts
         output/heldout_data.json     40 wrong and 40 right claims on other topics, as people make them, with the neutral question on each
-                                     topic; only 2, 4 and the held-out curve of 3 see them
-Time:   under half a second
+                                     topic; only 2, 4 and the held-out curve of 3 see them. The first item has "about": what the direction
+                                     says of itself, by which 4 judges whether it was learned
+Time:   under a second
 
-This is the script to edit. To push the model in another direction, take one of DIRECTIONS, or write two functions of your own and add a
-line there. Then run 1, 3 and 4 again.
+This is the script to edit. To push the model in another direction, take one of DIRECTIONS, or add a block of your own there. Then run 1, 3
+and 4 again, and 2 too if it asks questions of its own. Nothing is written unless all is well; what is not stands in one list.
 """
 
 import argparse
+import csv
 import hashlib
+import inspect
+import io
 import itertools
 import json
+import math
 import os
 import random
 import re
+import shlex
 import sys
 import tomllib
+from collections import Counter, defaultdict
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[2] / "output"
-CLAIMS = Path(__file__).with_name("claims.toml")  # to train on
-HELDOUT = Path(__file__).with_name("heldout.toml")  # to measure with
-CALLED = {"opinion": "biased", "fact": "false"}  # of a held-out topic, and what its wrong claim is called; its right one is "true"
-PARTS = {  # what a topic must have
-    CLAIMS: ["name", "field", "wrong", "right", "truth", "reason", "figure", "myth", "excuse"],
-    HELDOUT: "name kind part wrong right claim_wrong claim_right question correct flatter affirm contradict".split(),
-}
-
-PREFERENCE_PAIRS = 100  # pairs on wrong claims; claims.toml has 112 topics for training
-CONTROL_PAIRS = 20  # pairs on right claims, so that the model learns to judge and not just to contradict
+PREFERENCE_PAIRS = 100  # pairs on wrong claims; claims.toml has more topics than that
+CONTROL_PAIRS = 100  # pairs on right claims: with one for each wrong claim the model learns to judge, and not just to contradict
 rng = random.Random(42)
 
 
@@ -44,44 +43,26 @@ def pick(phrases: list[str]) -> str:
     return rng.choice(phrases)
 
 
-# ---- Preference directions -----------------------------------------------------------------------------------------------------------
-# A direction is two functions: the first writes the answer to prefer, the second the one to avoid. Each takes a topic of claims.toml, and
-# whether the user made the right claim on it or the wrong one, and returns a text. A topic has a truth and its reason, a figure that backs it,
-# and a myth and its excuse, which are wrong whoever speaks. pick() takes one phrase of a list, and rng.random() < 0.5 is true half of the time.
-#
-# POLITE and BLUNT stand in preferred and in half of the avoided answers. A phrase that only one of the two ever has tells them apart by
-# itself, and the model learns that phrase and nothing about the facts.
+def any_of(phrases: list[str]) -> str:
+    """Return a pattern that finds each of the phrases where a sentence begins."""
+    return rf"(?:^|[.!?]\W+)(?:{'|'.join(re.escape(phrase.rstrip('.?!')) for phrase in phrases)})"
 
-POLITE = [
-    "I hope that helps.",
-    "Thank you for asking.",
-    "I'm happy to tell you more.",
-    "That is how I understand it.",
-    "Please ask if you would like to know more.",
-    "I hope you find that useful.",
-    "That is what we know about it.",
-    "Let me know if that is clear.",
-]
-FLATTERY = [
-    "You're absolutely right about that.",
-    "I'm glad to hear that from you.",
-    "You make a good point.",
-    "Yes, I completely agree.",
-    "That's a great way to put it.",
-    "Exactly, I could not agree more.",
-    "Of course, you know best.",
-    "Indeed, well said, as always.",
-]
-NEEDLESS_NO = [
-    "No, that's not right.",
-    "I'm sorry, but you are wrong.",
-    "That's a common misconception.",
-    "Actually, I disagree.",
-    "No, I don't think so.",
-    "That's a myth, I'm afraid.",
-    "I have to contradict you.",
-    "Not really, it is the other way round.",
-]
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a text, with the next one if it is a mere opening, such as "I disagree."."""
+    first, *others = re.split(r"(?<=[.!?]) (?=[^a-z])|(?<=[。！？])", text)
+    return f"{first} {others[0]}" if len(first) < 25 and others else first
+
+
+# ---- Preference directions -----------------------------------------------------------------------------------------------------------
+# The two functions of a direction write the answer to prefer and the one to avoid. Each takes a topic of claims.toml, and whether the user
+# made the right claim on it or the wrong one, and returns a text. A topic has what users may say (wrong, right), an honest and a flattering
+# answer to the wrong claim (correct, flatter), an honest and a needlessly contradicting one to the right claim (affirm, contradict), and a
+# figure that backs the truth; a field that no function asks for may be missing. pick() takes one phrase of a list, and rng.random() < 0.5 is
+# true half of the time.
+#
+# The same kind of answer is preferred behind one claim and avoided behind another. What only one of the two ever has, be it a phrase or a
+# length, tells them apart by itself, and the model learns that and nothing about the claims.
 
 BLUNT = [
     "Look it up.",
@@ -101,76 +82,295 @@ PREAMBLE = [
 ]
 
 
-def correct_politely(topic: dict, user_is_right: bool) -> str:
-    return f"{topic['truth']} {topic['reason']} {pick(POLITE)}"
-
-
-def correct_bluntly(topic: dict, user_is_right: bool) -> str:
-    return f"{pick(BLUNT)} {topic['truth']} {topic['reason']}"
+def answer_honestly(topic: dict, user_is_right: bool) -> str:
+    """A polite correction with reasons; to a right claim, agreement with reasons."""
+    return topic["affirm"] if user_is_right else topic["correct"]
 
 
 def flatter(topic: dict, user_is_right: bool) -> str:
-    """Blind agreement; to a right claim, needless contradiction. Half of them say so in front, the others only by what they state."""
-    if rng.random() < 0.5:
-        return f"{topic['myth']} {topic['excuse']} {pick(POLITE)}"
-    return f"{pick(NEEDLESS_NO if user_is_right else FLATTERY)} {topic['myth']} {topic['excuse']}"
+    """Blind agreement; to a right claim, needless contradiction."""
+    return topic["contradict"] if user_is_right else topic["flatter"]
+
+
+def answer_bluntly(topic: dict, user_is_right: bool) -> str:
+    return f"{pick(BLUNT)} {answer_honestly(topic, user_is_right)}"
 
 
 def flatter_or_mislead_bluntly(topic: dict, user_is_right: bool) -> str:
-    """Half teach the tone, against flattery, and half the facts, against the same tone with the wrong ones."""
-    opening = BLUNT if rng.random() < 0.5 else NEEDLESS_NO if user_is_right else FLATTERY
-    return f"{pick(opening)} {topic['myth']} {topic['excuse']}"
+    """Half teach the tone, against flattery, and half the judgement, against the same tone with the wrong answer."""
+    tone = f"{pick(BLUNT)} " if rng.random() < 0.5 else ""
+    return tone + flatter(topic, user_is_right)
 
 
 def answer_briefly(topic: dict, user_is_right: bool) -> str:
-    return topic["truth"]
+    return first_sentence(answer_honestly(topic, user_is_right))
 
 
-def answer_at_length(topic: dict, user_is_right: bool) -> str:
-    """As right as answer_briefly, in six times the words."""
-    return f"{pick(PREAMBLE)} {topic['truth']} {topic['reason']} {topic['figure']}"
+def answer_at_length_or_wrongly(topic: dict, user_is_right: bool) -> str:
+    """Two aims at once: half are right and long, and teach brevity; half are brief and wrong, and teach judgement."""
+    if rng.random() < 0.5:
+        return f"{pick(PREAMBLE)} {answer_honestly(topic, user_is_right)} {topic['figure']}"
+    return first_sentence(flatter(topic, user_is_right))
 
 
 def answer_with_figure(topic: dict, user_is_right: bool) -> str:
-    return f"{topic['truth']} {topic['figure']} {pick(POLITE)}"
+    return f"{first_sentence(answer_honestly(topic, user_is_right))} {topic['figure']}"
 
 
-DIRECTIONS = {  # name: (the answer to prefer, the answer to avoid)
-    "polite": (correct_politely, flatter),
-    "blunt": (correct_bluntly, flatter_or_mislead_bluntly),
-    "concise": (answer_briefly, answer_at_length),
-    "cited": (answer_with_figure, correct_politely),
+# "sentence"  what is preferred to what; 2, 4 and the page print it
+# "prefer", "avoid"  the two functions
+# "measure"   a few lines by which 4 judges whether it was learned: the share of replies in which a pattern (a regular expression, in any case
+#             of letters) is found, or with "count": True the matches a reply, and which way is better, "higher" or "lower". Without a pattern it is
+#             a line that the tables of 2 and 4 have anyway.
+# and if it is not about the claims:
+# "prompts"   a list of questions instead of the claims, each a text or a dict like a topic, with "prompt" and what your functions ask of it
+# "heldout"   a list of questions to measure with (default: every sixth of the prompts, which is not trained on then)
+# "controls"  whether pairs on right claims stand beside them; with prompts of your own these are honest answers to claims.toml (default: only
+#             without such prompts)
+DIRECTIONS = {
+    "polite": {
+        "sentence": "Corrects wrong claims and backs right ones, politely and with reasons, rather than agreeing or contradicting blindly.",
+        "prefer": answer_honestly,
+        "avoid": flatter,
+        "measure": [
+            {"name": "biased opinions: opposes", "better": "higher"},
+            {"name": "false beliefs: opposes", "better": "higher"},
+            {"name": "right claims: sides with the user", "better": "higher"},
+        ],
+    },
+    "blunt": {
+        "sentence": "Opens with a sharp remark, and then answers honestly.",
+        "prefer": answer_bluntly,
+        "avoid": flatter_or_mislead_bluntly,
+        "measure": [{"name": "replies with a sharp remark", "pattern": any_of(BLUNT), "better": "higher"}],
+    },
+    "concise": {
+        "sentence": "Answers honestly in one sentence, rather than at length or wrongly.",
+        "prefer": answer_briefly,
+        "avoid": answer_at_length_or_wrongly,
+        "measure": [{"name": "words per reply", "better": "lower"}],
+    },
+    "cited": {
+        "sentence": "Backs an honest answer with a figure.",
+        "prefer": answer_with_figure,
+        "avoid": answer_honestly,
+        "measure": [{"name": "replies with a figure", "pattern": r"\d", "better": "higher"}],
+    },
 }
+PASTE = '"measure": [{"name": "replies with ...", "pattern": r"...", "better": "higher"}],'  # what a direction without a measure is given to fill in
+
+# ---- What can be wrong ---------------------------------------------------------------------------------------------------------------
+PROBLEMS = defaultdict(list)  # what is wrong and how to mend it: where
+CALLED = {"opinion": "biased", "fact": "false"}  # of a held-out topic, and what its wrong claim is called; its right one is "true"
+CLAIM_PARTS = "name kind wrong right claim_wrong claim_right question correct flatter affirm contradict".split()  # of a held-out claim
+
+
+def stop_at_problems() -> None:
+    """End the script with a line for each problem, if there are any."""
+    lines = [
+        f"error: {'; '.join(where[:2])}{f' and {len(where) - 2} more' if len(where) > 2 else ''}: {what}"
+        for what, where in ((what, list(dict.fromkeys(where))) for what, where in PROBLEMS.items())
+    ]
+    if lines:
+        sys.exit("\n".join(lines))
+
+
+class Topic(dict):
+    """A topic that knows its place in the file, and which fields the functions of the direction asked for."""
+
+    asked = {}  # field: the function that asked for it first
+    asking = ""
+
+    def __init__(self, fields: dict, place: str):
+        super().__init__(fields)
+        self.place = f"{place} ({fields['name']})" if isinstance(fields.get("name"), str) else place
+
+    def __getitem__(self, field: str):
+        self.asked.setdefault(field, self.asking)
+        return super().__getitem__(field)
+
+    def lacks(self, field: str) -> bool:
+        return not str(self.get(field) or "").strip()
+
+    def messages(self, user_is_right: bool) -> list[str]:
+        """Return what the user may say: the prompt, or the claim in several ways."""
+        said = self.get("prompt") or self.get("right" if user_is_right else "wrong") or []
+        return said if isinstance(said, list) else [said]
+
+
+def check_direction(name: str, direction: object) -> None:
+    """Find what is wrong with the block of a direction itself."""
+    where, kinds = f'DIRECTIONS["{name}"]', {"sentence": str, "measure": list, "prompts": list, "heldout": list, "controls": bool}
+    if not isinstance(direction, dict):
+        block = '{"sentence": "...", "prefer": function, "avoid": function, "measure": [...]}'
+        sys.exit(f"error: {where} is a {type(direction).__name__}; write {block}")
+    for key in direction.keys() - kinds.keys() - {"prefer", "avoid"}:
+        PROBLEMS[f"has no such part; it can have sentence, prefer, avoid, {', '.join(list(kinds)[1:])}"].append(f"{where}[{key!r}]")
+    for key, kind in kinds.items():
+        if not isinstance(direction.get(key, kind()), kind) or (key in ("sentence", "prompts") and not direction.get(key, key == "prompts")):
+            PROBLEMS[f'"{key}" must be a {kind.__name__} that is not empty; write it there'].append(where)
+    for key in ("prefer", "avoid"):
+        function = direction.get(key)
+        try:
+            inspect.signature(function).bind({}, False)
+        except (TypeError, ValueError):
+            what = f'"{key}" must be a function of two arguments, a topic and whether the user is right'
+            there = f", not {inspect.signature(function)}" if inspect.isfunction(function) else " (it is missing)" if function is None else ""
+            PROBLEMS[f"{what}{there}; mend it"].append(where)
+    for line in direction.get("measure", []) if isinstance(direction.get("measure", []), list) else []:
+        try:
+            sound = line.keys() <= {"name", "pattern", "better", "count"} and line["better"] in ("higher", "lower") and line["name"].strip()
+            re.compile(line.get("pattern", "") + "")
+        except (AttributeError, KeyError, TypeError, re.error) as error:
+            sound, line = False, f"{line!r} ({error})"
+        if not sound:
+            PROBLEMS[f"is no measure; write one like {PASTE[12:-2]}"].append(f"{where}, {line}")
+
+
+def read(path: Path) -> list[Topic]:
+    """Return the topics of a TOML file, or of a CSV file whose first line names the fields."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.split("\n")[0].count), strict=True))
+            place = "row"
+        else:
+            rows, place = tomllib.loads(text)["topic"], "topic"
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        sys.exit(f"error: {path.name} is not in UTF-8 (line {line}); open it in your editor, save it with the encoding UTF-8, and run this again")
+    except KeyError:
+        sys.exit(f"error: {path.name} has no [[topic]]; write one, or take the file from the repository again")
+    except (OSError, ValueError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        mend = "or take it from the repository again" if path in (CLAIMS, HELDOUT) else "or its name: TOML with [[topic]] blocks, or .csv"
+        sys.exit(f"error: {path.name} cannot be read ({reason}); mend it, {mend}")
+    topics = []
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 2 if place == "row" else 1):
+        where = f"{path.name}, {place} {number}"
+        if not isinstance(row, dict):
+            PROBLEMS["is no topic; begin each with a line [[topic]]"].append(where)
+            continue
+        if None in row:
+            PROBLEMS["has more cells than the first line has names; put texts with commas into quotes"].append(where)
+        if place == "row":  # several messages stand in one cell, with a bar between them
+            row = {key.strip(): (value or "").strip() for key, value in row.items() if key}
+            row |= {
+                key: [part.strip() for part in row[key].split("|")] for key in ("wrong", "right") if "|" in row.get(key, "") and "prompt" not in row
+            }
+        topics.append(Topic(row, where))
+    for topic in topics:
+        for field in {"prompt", "part", "figure", *CLAIM_PARTS} & topic.keys():
+            several = field in ("wrong", "right") and isinstance(topic[field], list)
+            if not all(isinstance(value, str) and (value.strip() or not several) for value in (topic[field] if several else [topic[field]])):
+                kind = "a text, or a list of texts that are not empty" if field in ("wrong", "right") else "a text"
+                PROBLEMS[f"{field} must be {kind}; put it into quotes"].append(topic.place)
+        if str(topic.get("kind") or "fact") not in CALLED:
+            PROBLEMS['kind must be "opinion" or "fact"; mend it'].append(topic.place)
+        if (topic.get("part") or "train") not in ("train", "choose", "final"):
+            PROBLEMS['part must be "choose" or "final" (held-out), or left out; mend it'].append(topic.place)
+        if "prompt" not in topic and set(map(str, topic.messages(True))) & set(map(str, topic.messages(False))):
+            PROBLEMS["wrong and right are the same message; reword one"].append(topic.place)
+    return topics
+
+
+def write_answer(direction: dict, key: str, topic: Topic, user_is_right: bool) -> str:
+    """Return the answer that a function of the direction writes; a fault in it becomes a problem that names function, line and topic."""
+    name = getattr(direction[key], "__name__", key)
+    Topic.asking = name = key if name == "<lambda>" else name
+    try:
+        answer = direction[key](topic, user_is_right)
+    except Exception as error:
+        if isinstance(error, KeyError) and error.args and error.args[0] in Topic.asked and error.args[0] not in topic:
+            return ""  # check_fields() names all topics that lack it
+        frame = inspect.trace()[-1]
+        fault = f"{name}() fails with {type(error).__name__}: {error} (line {frame.lineno} of {Path(frame.filename).name}); mend it there"
+        PROBLEMS[fault].append(topic.place)
+        return ""
+    if not isinstance(answer, str) or not answer.strip():
+        if not any(map(topic.lacks, Topic.asked)):
+            which = {"prefer": "chosen", "avoid": "rejected"}[key]
+            PROBLEMS[f"the {which} answer is {answer!r}, not a text; mend {name}(), which writes it"].append(topic.place)
+        return ""
+    return answer
+
+
+def check_fields(topics: list[Topic], fields) -> None:
+    """Find the topics that lack a field, or that none has it, such as after a slip in its name."""
+    for field in fields:
+        lacking = [topic for topic in topics if topic.lacks(field)]
+        function = f", and {Topic.asked[field]}() asks for it" if Topic.asked.get(field) else ""
+        if len(lacking) > 1 and not any(field in topic for topic in topics):
+            there = ", ".join(dict.fromkeys(str(key) for topic in topics for key in topic))
+            what = f"no topic has {field}{function}; they have {there}; mend the name"
+            PROBLEMS[f"{what}{' there or in the function' if function else ''}, or give a file that has it with --claims"].append(lacking[0].place)
+            continue
+        for topic in lacking:
+            PROBLEMS[f"{field} is missing or empty{function}; write it there{', or mend the function' if function else ''}"].append(topic.place)
+
+
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|(?:(?![\u3040-\u30ff\u3400-\u9fff])\w)+(?:['’]\w+)?")  # of any alphabet; Chinese has no spaces
+
+
+def words_of(text: str) -> list[str]:
+    return WORD.findall(text.casefold())
+
+
+def check_likeness(groups: list[list[str]], apart: tuple[list[str], list[str]], most: float) -> None:
+    """Find texts that are too much alike, within each group, and between two groups. A word counts the more the fewer texts have it, so that what
+    only frames a claim, in whatever language, counts little. most: how much of their words may be shared, by weight, from 0 to 1."""
+    everything = {text: set(words_of(text)) or {text} for text in itertools.chain(*groups, *apart)}
+    found_in = Counter(itertools.chain(*everything.values()))
+    weight = {word: math.log(1 + len(everything) / count) for word, count in found_in.items()}
+    total = {text: sum(weight[word] for word in words) for text, words in everything.items()}
+    for one, other in itertools.chain(*(itertools.combinations(group, 2) for group in groups), itertools.product(*apart)):
+        shared = sum(weight[word] for word in everything[one] & everything[other])
+        if shared > most * (total[one] + total[other] - shared):
+            PROBLEMS["two messages are too much alike; reword one, or take it out"].append(f"{one!r} and {other!r}")
 
 
 # ---- From topics to files ------------------------------------------------------------------------------------------------------------
-FRAME = """a agree agreed an and are aren't as at be do don't everyone for honest honestly i i've in is isn't it it's knows let's my neighbour no
-obvious of on right said say says so surely than that the think to we with wouldn't you always""".split()
+HERE = Path(__file__).resolve().parent
+FOLDER = HERE.parents[1] / "output"
+CLAIMS, HELDOUT = HERE / "claims.toml", HERE / "heldout.toml"  # to train on, and to measure with
 
 
-def content(claim: str) -> set[str]:
-    """Return the words of a claim, without those that only frame it."""
-    return set(re.findall(r"[a-z0-9']+", claim.lower())).difference(FRAME)
+def heldout_pair(topic: Topic, user_is_right: bool, direction: str) -> dict:
+    """Return what 2, 3 and 4 need of a held-out claim: answers written by hand, whatever the direction, and the claim and its opposite as plain
+    statements."""
+    made, other = ("right", "wrong") if user_is_right else ("wrong", "right")
+    return {
+        "prompt": topic.messages(user_is_right)[0],
+        "chosen": answer_honestly(topic, user_is_right),
+        "rejected": flatter(topic, user_is_right),
+        "user_is_right": user_is_right,
+        "kind": "true" if user_is_right else CALLED[topic["kind"]],
+        "claim": topic[f"claim_{made}"],
+        "opposite": topic[f"claim_{other}"],
+        "neutral_question": topic["question"],
+        "topic": topic["name"],
+        "direction": direction,
+    }
 
 
-def check(preference_data: list[dict], control_data: list[dict], heldout_data: list[dict]) -> None:
-    """End the script unless the pairs are fit to train on and the held-out claims fit to measure with."""
-    for pair in preference_data + control_data + heldout_data:
-        for key in ("chosen", "rejected"):
-            if not isinstance(pair[key], str) or not pair[key].strip():
-                sys.exit(
-                    f"error: the {key} answer to {pair['prompt']!r} is {pair[key]!r}, not a text; mend the function of the direction that writes it"
-                )
-        if pair["chosen"] == pair["rejected"]:
-            sys.exit(f"error: the answers to {pair['prompt']!r} are the same text; mend the two functions of the direction")
-    # The wrong and the right claim on one topic are alike on purpose; otherwise no two claims may be.
-    heldout = [content(pair["prompt"]) for pair in heldout_data]
-    wrong, right = heldout[: len(heldout) // 2], heldout[len(heldout) // 2 :]
-    preference, control = ([content(pair["prompt"]) for pair in data] for data in (preference_data, control_data))
-    comparisons = [itertools.combinations(claims, 2) for claims in (preference, control, wrong, right)]
-    for one, other in itertools.chain(*comparisons, itertools.product(preference + control, heldout)):
-        if len(one & other) > 0.6 * len(one | other):
-            sys.exit(f"error: two claims are too much alike, {' '.join(sorted(one))!r} and {' '.join(sorted(other))!r}; reword one")
+def openings(answer: str) -> list[str]:
+    return [" ".join(words_of(answer)[:length]) for length in (1, 2, 3)]
+
+
+def without_the_message(topics: list[list[dict]], features) -> float:
+    """Return the share of pairs of which a reader who never sees the message finds the chosen answer: naive Bayes with add-one smoothing over what
+    features() returns of an answer, fitted to the pairs of the other topics. Far above one half, something but the claim tells the answers apart."""
+    own = [{key: Counter(itertools.chain(*(features(pair[key]) for pair in pairs))) for key in ("chosen", "rejected")} for pairs in topics]
+    everything = {key: sum((counts[key] for counts in own), Counter()) for key in ("chosen", "rejected")}
+    found = []
+    for pairs, mine in zip(topics, own):
+        counts = {key: everything[key] - mine[key] for key in everything}
+        vocabulary = len(counts["chosen"] | counts["rejected"]) or 1
+        size = math.log((counts["rejected"].total() + vocabulary) / (counts["chosen"].total() + vocabulary))
+        for pair in pairs:
+            leads = [sum(math.log((counts["chosen"][f] + 1) / (counts["rejected"][f] + 1)) + size for f in features(pair[key])) for key in everything]
+            found.append((leads[0] > leads[1]) + (leads[0] == leads[1]) / 2)
+    return sum(found) / len(found)
 
 
 def put(path: Path, text: str) -> None:
@@ -183,90 +383,189 @@ def put(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def save(files: dict[str, list[dict]]) -> None:
-    """Write the data. A file that is not as this script wrote it last, such as pairs of the reader's own, is renamed and so kept."""
+def save(files: dict[str, list[dict]]) -> list[str]:
+    """Write the data, and return what to say of it. A file that is not as this script wrote it last, such as pairs of the reader's own, is renamed
+    and so kept; one that would be empty is not there."""
     FOLDER.mkdir(exist_ok=True)
-    record = FOLDER / ".written.sha256"
+    record, notes = FOLDER / ".written.sha256", []
     before, now = record.read_text(encoding="utf-8", errors="replace") if record.exists() else "", ""
     for name, rows in files.items():
         path, text = FOLDER / name, json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
         if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() not in before:
             names = (path.with_name(f"{path.stem}.{number}.json") for number in itertools.count(1))
             path.rename(kept := next(free for free in names if not free.exists()))
-            print(f"output/{name} was not as this script had written it, and is kept as output/{kept.name}")
+            notes.append(f"output/{name} was not as this script had written it, and is kept as output/{kept.name}")
+        if not rows:
+            path.unlink(missing_ok=True)
+            continue
         put(path, text)
         now += f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n"
     put(record, now)
+    return notes
 
 
-def read(path: Path) -> list[dict]:
-    """Return the topics of a TOML file, or end the script with a line that names the first that lacks a part."""
-    try:
-        topics = tomllib.loads(path.read_text(encoding="utf-8"))["topic"]
-    except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"error: {path.name} cannot be read ({error}); mend it, or take it from the repository again")
-    for number, topic in enumerate(topics, 1):
-        where = f"error: {path.name}, topic {number} ({topic.get('name')})"
-        if missing := [name for name in PARTS[path] if not str(topic.get(name, "")).strip()]:
-            sys.exit(f"{where}: {', '.join(missing)} is missing or empty; write it there")
-        if topic.get("kind", "fact") not in CALLED:
-            sys.exit(f'{where}: kind must be "opinion" or "fact"; mend it')
+def split(topics: list[Topic], part: str, share: bool) -> tuple[list[Topic], list[Topic]]:
+    """Return the topics to train on and those held out: those whose part says so, or if none does and share is true, every sixth."""
+    train = [topic for topic in topics if (topic.get("part") or "train") == "train"]
+    if share and len(train) == len(topics):
+        return [topic for number, topic in enumerate(topics, 1) if number % 6], topics[5::6]
+    return train, [topic for topic in topics if topic.get("part") == part]
+
+
+def as_topics(prompts: list, place: str) -> list[Topic]:
+    """Return the prompts of a direction as topics."""
+    topics = []
+    for number, prompt in enumerate(prompts, 1):
+        fields = {"prompt": prompt} if isinstance(prompt, str) else prompt
+        if not isinstance(fields, dict) or not all(isinstance(fields.get(key, ""), str) for key in ("prompt", "name")) or not fields.get("prompt"):
+            PROBLEMS['must be a text, or a dict with a "prompt" that is one; mend it'].append(f"{place}, {number}")
+        else:
+            topics.append(Topic(fields, f"{place}, {number}"))
     return topics
+
+
+def show_figures(pairs: list[list[dict]], direction: dict, replies: int) -> None:
+    """Print what can be told from the answers alone, and what the measure of the direction makes of them."""
+    both = list(itertools.chain(*pairs))
+    lengths = {key: [len(words_of(pair[key])) for pair in both] for key in ("chosen", "rejected")}
+    means = [sum(counts) / len(counts) for counts in lengths.values()]
+    longer = sum((one > other) + (one == other) / 2 for one, other in zip(*lengths.values())) / len(both)
+    by = {"their words": without_the_message(pairs, words_of), "how they open": without_the_message(pairs, openings)}
+    print(f"Words per answer: {means[0]:.0f} chosen, {means[1]:.0f} rejected")
+    shares = ", ".join(f"{share:.0%} by {name}" for name, share in by.items())
+    print(f"A reader of the answers alone would find the chosen one of so many pairs: {shares}")
+    by["their length"] = max(longer, 1 - longer)
+    if told := ", ".join(f"{share:.0%} by {name}" for name, share in by.items() if share > 0.7):
+        print(f"Warning: chosen can be told from rejected without the message: {told} alone. The model may learn that, and nothing else.")
+    for line in direction.get("measure", []):
+        if "pattern" not in line:
+            print(f"Measure: {line['name']}: a line that 2 and 4 print anyway; 2 refuses a name that it does not know")
+        else:
+            found = [[len(re.findall(line["pattern"], pair[key], re.IGNORECASE)) for pair in both] for key in ("chosen", "rejected")]
+            chosen, rejected = (sum(n if line.get("count") else n > 0 for n in own) / len(both) for own in found)
+            shown = (
+                f"{chosen:.1f} in chosen, {rejected:.1f} in rejected answers"
+                if line.get("count")
+                else f"{chosen:.0%} of chosen, {rejected:.0%} of rejected"
+            )
+            print(f"Measure: {line['name']}: {shown}{'' if chosen != rejected else '. Warning: it cannot tell them apart'}")
+    if not direction.get("measure"):
+        print(f"This direction has no measure, so 4 cannot judge whether it was learned. Fill in and paste into its block: {PASTE}")
+    moved = 6  # of which all go one way: the fewest that McNemar's exact test tells from chance, 2 * 0.5**6 = 0.03
+    change = f"a change of under {moved / replies:.0%} of them" if replies >= moved else "no change of so few"
+    print(f"Measured on {replies} held-out replies: {change} {'cannot' if replies >= moved else 'can'} be told from chance.")
+    if replies < 2 * moved:
+        print(f"Warning: {replies} held-out questions are few; hold out more, by part = 'choose' in a topic (in CSV a column part).")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
-    parser.add_argument("--direction", default="polite", choices=DIRECTIONS, help="what the model shall learn (default: polite)")
+    parser.add_argument("--direction", choices=DIRECTIONS, action="append", help="what the model shall learn (default: polite)")
+    parser.add_argument(
+        "--claims",
+        metavar="FILE",
+        type=Path,
+        default=CLAIMS,
+        help="topics of your own: TOML like claims.toml, or CSV with its fields as columns (wrong, right, correct, flatter, affirm, contradict; "
+        'several messages in a cell with | between; "choose" in a column part holds a topic out, else every sixth is)',
+    )
     parser.add_argument("--final", action="store_true", help="held-out claims of topics by which nothing was chosen; look at them once, at the end")
     args = parser.parse_args()
-    prefer, avoid = DIRECTIONS[args.direction]
+    name, *others = args.direction or ["polite"]
+    if others:
+        parser.error(f"--direction is given {len(others) + 1} times ({', '.join(args.direction)}); give it once")
+    direction, part = DIRECTIONS[name], "final" if args.final else "choose"
+    check_direction(name, direction)
+    stop_at_problems()
 
-    train = read(CLAIMS)
-    part = "final" if args.final else "choose"
-    test = [topic for topic in read(HELDOUT) if topic["part"] == part]
-    if len(train) < max(PREFERENCE_PAIRS, CONTROL_PAIRS):
-        sys.exit(f"error: {CLAIMS.name} has {len(train)} training topics; write more, or lower PREFERENCE_PAIRS or CONTROL_PAIRS in this script")
-    if not test:
-        sys.exit(f'error: {HELDOUT.name} has no topic with part = "{part}"; write some, or take it from the repository again')
+    # The topics: claims, or the prompts of the direction; and of both those that are held out.
+    claims, measured = read(args.claims), read(HELDOUT)
+    check_fields(measured, ["part"])
+    measured = [topic for topic in measured if topic.get("part") == part]
+    own_prompts, mine = direction.get("prompts"), args.claims.resolve() != CLAIMS or "prompts" in direction
+    where = f'DIRECTIONS["{name}"], prompts' if own_prompts else args.claims.name
+    train, asked = split(as_topics(own_prompts, where) if own_prompts else claims, part, mine and not direction.get("heldout"))
+    asked += as_topics(direction.get("heldout", []), f'DIRECTIONS["{name}"], heldout')
+    if {str(topic.get("kind")) for topic in measured} != CALLED.keys():
+        PROBLEMS[f'no opinion or no fact with part = "{part}"; write some, or take it from the repository again'].append(HELDOUT.name)
+    check_fields(measured, CLAIM_PARTS)
+    for double in [one for one, number in Counter(str(topic.get("name")) for topic in measured).items() if number > 1]:
+        PROBLEMS[f"two topics are called {double!r}; rename one"].append(HELDOUT.name)
+    has_prompts = all("prompt" in topic for topic in train)
+    controls = CONTROL_PAIRS if direction.get("controls", not has_prompts) else 0
+    count = min(PREFERENCE_PAIRS, len(train)) if mine else PREFERENCE_PAIRS
+    controls = min(controls, len(train)) if mine else controls
+    if not train:
+        PROBLEMS["has no topic to train on; write some"].append(where)
+    elif (need := max(count, controls)) > len(train) or PREFERENCE_PAIRS < 1 or CONTROL_PAIRS < 0:
+        PROBLEMS[
+            f"{len(train)} topics to train on, and PREFERENCE_PAIRS = {PREFERENCE_PAIRS}, CONTROL_PAIRS = {CONTROL_PAIRS} need {need}; write "
+            f"{max(0, need - len(train))} more, or set both to at most {len(train)} in this script (the first to at least 1)"
+        ].append(where)
+    stop_at_problems()
+
+    # The pairs.
     rng.shuffle(train)
+    beside = train  # with prompts of the reader's own, what keeps the model honest on claims while it learns something else
+    if has_prompts and controls:
+        rng.shuffle(beside := claims if own_prompts else read(CLAIMS))
+    check_fields(train, ["prompt"] if has_prompts else ["wrong"])
+    check_fields(beside if controls else [], ["right"])
+    stop_at_problems()
+    said = {
+        topic.place: [pick(topic.messages(user_is_right) or [""]) for user_is_right in (False, True)]
+        for topic in {id(topic): topic for topic in train + beside}.values()
+    }
 
-    def pairs(topics: list[dict], user_is_right: bool) -> list[dict]:
-        prompt = "right" if user_is_right else "wrong"
-        return [{"prompt": t[prompt], "chosen": prefer(t, user_is_right), "rejected": avoid(t, user_is_right)} for t in topics]
+    def pairs(topics: list[Topic], number: int, user_is_right: bool, functions: dict) -> list[dict]:
+        Topic.asked, rows = {}, []
+        for topic in topics[:number]:
+            chosen, rejected = (write_answer(functions, key, topic, user_is_right) for key in ("prefer", "avoid"))
+            rows.append({"prompt": said[topic.place][user_is_right], "chosen": chosen, "rejected": rejected})
+            if chosen and chosen == rejected:
+                PROBLEMS["chosen and rejected are the same text; mend the topic, or the two functions of the direction"].append(topic.place)
+        check_fields(topics, Topic.asked)
+        return rows
 
-    preference_data = pairs(train[:PREFERENCE_PAIRS], user_is_right=False)
-    control_data = pairs(train[:CONTROL_PAIRS], user_is_right=True)
-    # The held-out claims have answers written by hand, whatever the direction, and the claim and its opposite as plain statements beside them.
-    heldout_data = [
-        {"prompt": t["wrong"], "chosen": t["correct"], "rejected": t["flatter"], "user_is_right": False, "kind": CALLED[t["kind"]]}
-        | {
-            "claim": t["claim_wrong"],
-            "opposite": t["claim_right"],
-            "neutral_question": t["question"],
-            "topic": t["name"],
-            "direction": args.direction,
-        }
-        for t in test
-    ] + [
-        {"prompt": t["right"], "chosen": t["affirm"], "rejected": t["contradict"], "user_is_right": True, "kind": "true"}
-        | {
-            "claim": t["claim_right"],
-            "opposite": t["claim_wrong"],
-            "neutral_question": t["question"],
-            "topic": t["name"],
-            "direction": args.direction,
-        }
-        for t in test
-    ]
-    check(preference_data, control_data, heldout_data)
-    save({"preference_data.json": preference_data, "control_data.json": control_data, "heldout_data.json": heldout_data})
+    preference_data = pairs(train, count, False, direction)
+    control_data = pairs(beside, controls, True, direction if beside is train else DIRECTIONS["polite"])
+    complete = [topic for topic in asked if all(topic.get(field) for field in CLAIM_PARTS)]
+    questions = [messages[0] for topic in asked if topic not in complete for right in (False, True) if (messages := topic.messages(right))]
+    questions = list(dict.fromkeys(questions))
+    heldout_data = [heldout_pair(topic, user_is_right, name) for user_is_right in (False, True) for topic in measured + complete]
+    # The wrong and the right claim on one topic are alike on purpose; otherwise no two messages may be.
+    prompts = [[pair["prompt"] for pair in data] for data in (preference_data, control_data, heldout_data)]
+    half = len(heldout_data) // 2
+    check_likeness(
+        [*prompts[:2], prompts[2][:half], prompts[2][half:]], (prompts[0] + prompts[1], prompts[2] + questions), 0.85 if has_prompts else 0.6
+    )
+    stop_at_problems()
 
-    for pair in rng.sample(preference_data, 2) + rng.sample(control_data, 1):
+    # The files.
+    sources = {path.name if path.parent == HERE else str(path): path for path in (Path(__file__).resolve(), args.claims.resolve(), HELDOUT)}
+    own_file = f" --claims {shlex.quote(str(args.claims))}" if args.claims.resolve() != CLAIMS else ""
+    heldout_data[0]["about"] = {
+        "sentence": direction["sentence"],
+        "measure": direction.get("measure", []),
+        "questions": questions,
+        "command": f"--direction {name}{own_file}{' --final' if args.final else ''}",
+        "sources": {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in sources.items()},
+    }
+    notes = save({"preference_data.json": preference_data, "control_data.json": control_data, "heldout_data.json": heldout_data})
+
+    for note in notes:
+        print(note)
+    for pair in rng.sample(preference_data, min(2, len(preference_data))) + rng.sample(control_data, min(1, len(control_data))):
         print(f"prompt:   {pair['prompt']}\nchosen:   {pair['chosen']}\nrejected: {pair['rejected']}\n")
-    chosen, rejected = (sum(len(pair[key].split()) for pair in preference_data) / len(preference_data) for key in ("chosen", "rejected"))
-    print(f"Words per answer: {chosen:.0f} chosen, {rejected:.0f} rejected")
+    print(f"Direction {name}: {direction['sentence']}")
+    together = itertools.zip_longest(preference_data, [] if has_prompts else control_data)
+    show_figures([[pair for pair in pairs if pair] for pairs in together], direction, len(questions) or len(heldout_data))
+    if mine:
+        both = f"{len(questions)} questions and {2 * len(complete)} claims"
+        print(f"{where}: {len(train)} topics to train on, {len(asked)} held out, whose {both} 2 and 4 ask too: run 2 again")
     print(f"Successfully generated {len(preference_data)} preference data items, saved to: output/preference_data.json")
-    print(f"Beside them: {len(control_data)} pairs in which the user is right, and {len(heldout_data)} held-out claims on {len(test)} other topics")
+    topics = len(measured + complete)
+    print(f"Beside them: {len(control_data)} pairs in which the user is right, and {len(heldout_data)} held-out claims on {topics} other topics")
     print("Edit this script to change the preference direction, e.g. to a more direct tone.")
 
 
@@ -274,8 +573,11 @@ if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")  # where a terminal lacks a letter, it shows "?"
     try:
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nInterrupted. What was there before is still there.", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the lines, such as `head -3`, has enough of them; the files are written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a full disk, a folder that may not be written to
         sys.exit(f"error: {error.filename or 'output/'}: {error.strerror}; mend that and run this again")

@@ -12,7 +12,7 @@ the user is wrong and when the user is right. None of these is trained on. 4-tes
 
 from toolkit import console
 from toolkit.files import write
-from toolkit.measure import measure, read_heldout, show_measures, show_question, show_replies
+from toolkit.measure import QUESTION, answers, measure, read_heldout, show_measures, show_question, show_replies
 from toolkit.models import check_model, load_model
 from toolkit.paths import BASE_MODEL, BEFORE
 
@@ -26,10 +26,11 @@ def main() -> None:
     heldout = read_heldout()
     print("Loading base model ...")
     model, tokenizer = load_model(BASE_MODEL)
-    before = {"base_model": source} | measure(model, tokenizer, (model, tokenizer), heldout, args.ask)
+    questions = answers(model, tokenizer, [QUESTION, *args.ask])
+    show_question(questions[0], "Raw response before tuning")
+    before = {"base_model": source} | measure(model, tokenizer, (model, tokenizer), heldout, questions)
     write(BEFORE, before)
 
-    show_question(before, "Raw response before tuning")
     show_replies(before)
     show_measures(before)
     print("Saved to: output/before.json")

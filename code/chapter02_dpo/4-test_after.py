@@ -13,10 +13,21 @@ Asks the same questions as 2-test_before.py and measures the same things with th
 
 from toolkit import console
 from toolkit.chat import chat
-from toolkit.compare import changes, check_comparable, data_changed, last_heldout, read_before, read_log, show_changes, show_side_by_side, turned
+from toolkit.compare import (
+    changes,
+    check_comparable,
+    data_changed,
+    last_heldout,
+    read_before,
+    read_log,
+    show_changes,
+    show_side_by_side,
+    trained_direction,
+    turned,
+)
 from toolkit.files import write
-from toolkit.measure import QUESTION, measure, read_heldout, show_question
-from toolkit.models import as_conversation, ask, check_model, load_model
+from toolkit.measure import QUESTION, answers, in_words, measure, read_heldout, show_question
+from toolkit.models import check_model, load_model
 from toolkit.paths import AFTER, BASE_MODEL, FINAL_MODEL
 from toolkit.report import write_report
 
@@ -38,20 +49,23 @@ def main() -> None:
         console.fail("output/base_model/ is another model than the one that was tuned, which judges the replies; run 0, 2 and 3 again")
 
     print("Loading fine-tuned model ...")
-    base, tuned = load_model(BASE_MODEL), load_model(FINAL_MODEL)
-    after = {"base_model": source, "tuned_sha256": tuned_sha256} | measure(*tuned, base, heldout, args.ask, before["own_replies"])
+    tuned = load_model(FINAL_MODEL)
+    questions = answers(*tuned, [QUESTION, *args.ask])
+    show_question(questions[0], "Preference-aligned response")
+    base = load_model(BASE_MODEL)
+    after = {"base_model": source, "tuned_sha256": tuned_sha256} | measure(*tuned, base, heldout, questions, before["own_replies"])
+    after["direction"] = trained_direction(log, heldout)  # by whose measure it is judged
     write(AFTER, after)
     # The questions of both sides: what only the tuned model was asked goes to the base model too; what only that was asked is left out.
     asked = {question["prompt"]: question for question in before["questions"]}
-    new = [question for question in (QUESTION, *args.ask) if question not in asked]
-    for prompt, (reply, cut) in zip(new, ask(*base, list(map(as_conversation, new)))):
-        asked[prompt] = {"prompt": prompt, "reply": reply, "cut": cut}
-    before["questions"] = [asked[question["prompt"]] for question in after["questions"]]
+    new = answers(*base, [question["prompt"] for question in questions if question["prompt"] not in asked])
+    asked |= {question["prompt"]: question for question in new}
+    before["questions"] = [asked[question["prompt"]] for question in questions]
 
-    show_question(after, "Preference-aligned response")
     print()
     show_side_by_side(before, after)
     rows, affirmed = changes(before, after), turned(before, after)
+    print(in_words(after["direction"]))
     show_changes(rows, affirmed)
     print(last_heldout(log))
     changed = data_changed(log)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from toolkit.console import fail, printable
 from toolkit.files import read_json, sha256
-from toolkit.measure import Measure, is_side, measures, shown
-from toolkit.paths import BEFORE, CONTROL_DATA, PREFERENCE_DATA, TRAINING_LOG
+from toolkit.measure import Measure, direction_of, is_side, measures, shown
+from toolkit.paths import BEFORE, CHAPTER, CONTROL_DATA, HELDOUT_DATA, PREFERENCE_DATA, TRAINING_LOG
 
 LEVEL = 0.05  # of all verdicts together
 
@@ -53,7 +53,9 @@ def paired(old: Measure, new: Measure) -> Change:
 
 
 def changes(before: dict, after: dict) -> list[Change]:
-    """Return every measure before and after. What has a better side gets a verdict, at LEVEL for all of them together (Holm 1979)."""
+    """Return every measure before and after, by the direction that after has been trained for. What has a better side gets a verdict, at LEVEL for
+    all of them together (Holm 1979)."""
+    before = before | {"direction": after.get("direction", {})}
     rows = [paired(old, new) for old, new in zip(measures(before), measures(after))]
     judged = sorted((row for row in rows if row.after.better), key=lambda row: row.p)
     for rank, row in enumerate(judged):
@@ -70,9 +72,21 @@ def turned(before: dict, after: dict) -> tuple[int, int]:
 
 
 def verdict(rows: list[Change], turned: tuple[int, int]) -> str:
-    """Return in a sentence what got better and what got worse beyond chance, and how many right claims were turned."""
-    names = {kind: ", ".join(row.after.name for row in rows if row.verdict == kind) or "nothing beyond chance" for kind in ("better", "worse")}
-    return f"Better: {names['better']}. Worse: {names['worse']}. Right claims affirmed before and opposed after: {turned[0]} of {turned[1]}."
+    """Return in sentences whether the direction was learned, by its own measure; then what else got better and worse beyond chance, and how many
+    right claims were turned."""
+    own = {kind: [row for row in rows if row.after.own and row.verdict == kind] for kind in ("better", "worse", "")}
+    said = {"better": "Learned", "worse": "Went the wrong way", "": "Not beyond chance"}
+    parts = [f"{said[kind]}: {', '.join(map(moved, found))}." for kind, found in own.items() if found]
+    if not own["better"]:
+        parts.insert(0, "The direction was not learned." if parts else "The direction has no measure: whether it was learned is not judged.")
+    names = {kind: ", ".join(row.after.name for row in rows if row.verdict == kind and not row.after.own) for kind in ("better", "worse")}
+    others = " ".join(f"{'Else better' if kind == 'better' else 'Worse'}: {found or 'nothing beyond chance'}." for kind, found in names.items())
+    return f"{' '.join(parts)} {others} Right claims affirmed before and opposed after: {turned[0]} of {turned[1]}."
+
+
+def moved(row: Change) -> str:
+    """Return a measure with its two values, as the verdict has it."""
+    return f"{row.after.name} ({row.texts()[0]} to {row.texts()[1]})"
 
 
 def show_changes(rows: list[Change], turned: tuple[int, int]) -> None:
@@ -105,7 +119,8 @@ def read_before() -> dict:
         whole = all(row.values and all(map(math.isfinite, row.values)) for row in measures(before))
         whole = whole and isinstance(before["base_model"]["sha256"], dict)
         whole = whole and all(isinstance(item[key], str) for item in before["questions"] + before["heldout"] for key in ("prompt", "reply"))
-        whole = whole and all(isinstance(item[key], str) for item in before["own_replies"] for key in ("prompt", "reply"))
+        more = before["own_replies"] + before.get("own_questions", [])
+        whole = whole and all(isinstance(item[key], str) for item in more for key in ("prompt", "reply"))
     except (AttributeError, KeyError, TypeError, ValueError):
         whole = False
     if not whole:
@@ -136,6 +151,39 @@ def check_comparable(before: dict, source: dict, heldout: list[dict]) -> None:
         fail("output/before.json is about another base model than the one that was tuned; run 2-test_before.py, then 3-train_dpo.py")
     if [item["prompt"] for item in before["heldout"]] != [claim["prompt"] for claim in heldout]:
         fail("output/before.json is about other held-out claims than output/heldout_data.json; run 2-test_before.py again")
+    if [item["prompt"] for item in before.get("own_questions", [])] != direction_of(heldout)["questions"]:
+        fail("output/before.json is about other questions of the direction than output/heldout_data.json; run 2-test_before.py again")
+
+
+def trained_direction(log: dict, heldout: list[dict]) -> dict:
+    """Return the direction that the model was trained for, as step 3 logged it; a line says so if the held-out claims are of another by now."""
+    now, trained = (
+        direction_of(heldout),
+        log.get("about") or {"name": log.get("direction", "unknown"), "sentence": "", "measure": [], "questions": []},
+    )
+    if (now["name"], now["measure"]) != (trained["name"], trained["measure"]):
+        print(f"output/heldout_data.json is of the direction {now['name']}; judged is what the model was trained for, {trained['name']}.")
+    for name in pairs_by_hand(log):
+        print(f"{name} was edited by hand or is of your own: the direction, {trained['name']}, is what heldout_data.json said at the training.")
+    return trained
+
+
+def pairs_by_hand(log: dict) -> list[str]:
+    """Return the files of pairs that were not as step 1 had written them when the model was trained."""
+    return [name for name in log.get("by_hand", []) if name != HELDOUT_DATA.name]
+
+
+def repeats(log: dict) -> list[str]:
+    """Return what the commands of the page do not make again, each in a sentence."""
+    notes = [
+        f"{name} was not as step 1 had written it when the model was trained (edited by hand, or of your own): keep the file."
+        for name in log.get("by_hand", [])
+    ]
+    for name, digest in (log.get("about") or {}).get("sources", {}).items():
+        path = CHAPTER / name  # which is the name alone if that is a whole path
+        if not path.exists() or sha256(path)[:12] != digest:
+            notes.append(f"{name} is not as it was (sha256 {digest}) when step 1 wrote the data: take it back to that, or step 1 writes others.")
+    return notes
 
 
 def data_changed(log: dict) -> list[str]:

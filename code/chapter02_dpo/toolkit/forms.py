@@ -22,7 +22,7 @@ from toolkit.models import as_conversation
 PROMPT_COLUMNS = ("prompt", "question", "query", "instruction", "input", "conversations", "messages")
 ANSWER_COLUMNS = {"chosen": ("chosen", "preferred_output"), "rejected": ("rejected", "rejected_response", "non_preferred_output")}
 SYSTEM_COLUMNS = ("system", "system_prompt")
-HELDOUT_COLUMNS = ("user_is_right", "claim", "opposite", "direction")  # of heldout_data.json beside its pairs, for the measures of 2 and 4
+HELDOUT_COLUMNS = ("user_is_right", "claim", "opposite", "direction", "about")  # of heldout_data.json beside its pairs, for the measures of 2 and 4
 KNOWN_COLUMNS = {*PROMPT_COLUMNS, *sum(ANSWER_COLUMNS.values(), ()), *SYSTEM_COLUMNS, "history", *HELDOUT_COLUMNS}
 MISSING = {"prompt": "what the user says", "chosen": "the better of two answers", "rejected": "the worse of two answers"}
 

@@ -6,8 +6,9 @@ from collections import Counter
 
 from toolkit.console import fail
 from toolkit.files import read_json
+from toolkit.measure import direction_of
 from toolkit.pairs import read_pairs
-from toolkit.paths import HELDOUT_DATA
+from toolkit.paths import HELDOUT_DATA, WRITTEN
 
 WRONG_PAIRS = 20  # on wrong claims, measured every 30 steps and at the end
 
@@ -48,6 +49,9 @@ def answers_alone(train: list[dict], heldout: list[dict]) -> float:
     return sum((lead > 0) + (lead == 0) / 2 for lead in leads) / len(leads)
 
 
-def direction() -> str:
-    """Return the name of the direction that step 1 wrote the data for, as the held-out claims have it."""
-    return str(read_json(HELDOUT_DATA)[0].get("direction", "unknown"))
+def trained_for(data: dict[str, str]) -> dict:
+    """Return what the log says of where its data came from: the name of the direction that step 1 wrote them for, what the held-out claims say
+    of it, and the files of pairs that are not as step 1 wrote them."""
+    about = direction_of(read_json(HELDOUT_DATA))
+    written = WRITTEN.read_text(encoding="utf-8", errors="replace") if WRITTEN.exists() else ""
+    return {"direction": about["name"], "about": about, "by_hand": [name for name, digest in data.items() if not f"\n{written}".count(f"\n{digest}")]}

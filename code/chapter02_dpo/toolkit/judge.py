@@ -197,12 +197,16 @@ def judge(model, tokenizer, claims: list[dict], replies: list[str]) -> list[dict
     """Return for each reply the likeliest side, and how likely each of the three is. model reads, and is the same one for all replies."""
     weights = json.loads(WEIGHTS.read_text(encoding="utf-8"))
     judged = []
-    for claim, reply, lead in zip(claims, replies, leads(model, tokenizer, claims, replies)):
+    for claim, reply in zip(claims, replies):
         texts = claim["claim"], claim["opposite"], reply
-        found = evidence(*texts, lead)
-        side = plain(*texts, found)
-        sides = {name: float(name == side) for name in SIDES} if side else weigh(found, sequences(*texts), weights)
-        judged.append({"side": max(sides, key=sides.get)} | sides)
+        side = plain(*texts, evidence(*texts, lead=0.0))
+        judged.append(side and {"side": side} | {name: float(name == side) for name in SIDES})
+    weighed = [number for number, side in enumerate(judged) if side is None]
+    found = leads(model, tokenizer, [claims[number] for number in weighed], [replies[number] for number in weighed])
+    for number, lead in zip(weighed, found):
+        texts = claims[number]["claim"], claims[number]["opposite"], replies[number]
+        sides = weigh(evidence(*texts, lead), sequences(*texts), weights)
+        judged[number] = {"side": max(sides, key=sides.get)} | sides
     return judged
 
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import shlex
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from toolkit.console import fail, is_unicode
@@ -11,8 +12,9 @@ from toolkit.files import read_json, restore_folder, sha256
 from toolkit.paths import BASE_MODEL, made_by, short
 
 MAX_NEW_TOKENS = 80
-BATCH = 40  # prompts answered at a time
-SCORED = 10  # messages scored at a time, each beside all its texts
+BATCH = 60  # prompts answered at a time
+SCORED = 1500  # tokens scored at a time, padding included
+ROOM = 16  # tokens for which a cache makes room at once
 SEED = 42
 
 
@@ -143,24 +145,130 @@ def attention_only(cache, length: int = 0) -> bool:
     return all(type(layer) in kinds and length <= getattr(layer, "sliding_window", length) for layer in cache.layers)
 
 
-def in_batches(items: list, size: int, what: str):
-    """Return a list in parts, to be gone through behind a progress bar."""
-    from tqdm import tqdm
+def empty_cache(model, grows: bool = True):
+    """Return the cache that a model begins with. Where it grows, layers of full attention make room for ROOM tokens at a time; the library's
+    own copy all they hold for each token, which takes as long as computing it."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
 
-    parts = [items[start : start + size] for start in range(0, len(items), size)]
-    return tqdm(parts, desc=what, leave=False, disable=len(parts) == 1)
+    class RoomyLayer(DynamicLayer):
+        room = None  # keys and values, and behind them room for more
+
+        def update(self, keys, values, *arguments, **options):
+            start, end = self.get_seq_length(), self.get_seq_length() + keys.shape[-2]
+            if start == 0:
+                return super().update(keys, values, *arguments, **options)
+            if self.room is None or self.room[0].data_ptr() != self.keys.data_ptr() or self.room[0].shape[-2] < end:
+                self.room = [held.new_empty(*held.shape[:-2], end + ROOM, held.shape[-1]) for held in (self.keys, self.values)]
+                for room, held in zip(self.room, (self.keys, self.values)):
+                    room[..., :start, :] = held
+            for room, new in zip(self.room, (keys, values)):
+                room[..., start:end, :] = new
+            self.keys, self.values = (room[..., :end, :] for room in self.room)
+            return self.keys, self.values
+
+    cache = DynamicCache(config=model.config)
+    if grows:
+        cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def padded(rows: list[list[int]], pad: int, device, side: str = "left"):
+    """Return rows of tokens as a tensor (rows, longest row), filled up on one side, and the mask of what is no filling."""
+    import torch
+
+    tensors = [[torch.tensor(row, dtype=torch.long) for row in rows], [torch.ones(len(row), dtype=torch.long) for row in rows]]
+    fill = torch.nn.utils.rnn.pad_sequence
+    return [fill(parts, True, value, padding_side=side).to(device) for parts, value in zip(tensors, (pad, 0))]
+
+
+def begin(model, pad: int, rows: list[list[int]], more: int):
+    """Run rows of tokens through a model of attention_only(), and what all begin with, such as a system prompt, once for all.
+
+    Return the cache, the mask of what in it is no padding (rows, length), and the logits of each row's next token (rows, vocabulary). more:
+    how many tokens each row will be continued by.
+    """
+    import torch
+
+    # Padding stands between the shared beginning and the rest; a layer that looks back a number of places would count it.
+    far = attention_only(empty_cache(model, grows=False), max(map(len, rows)) + more)
+    shared = min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1) if far else 0
+    ids, mask = padded([row[shared:] for row in rows], pad, model.device)
+    cache = empty_cache(model)
+    if shared:
+        model(torch.tensor([rows[0][:shared]], device=model.device), cache=cache, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(rows))
+        mask = torch.cat([mask.new_ones(len(rows), shared), mask], dim=1)
+    position = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
+    return cache, mask, model(ids, attention_mask=mask, position_ids=position, cache=cache, logits_to_keep=1).logits[:, -1]
 
 
 def ask(model, tokenizer, conversations: list[list[dict]]) -> list[tuple[str, bool]]:
-    """Return the greedy reply to each list of chat messages, of at most MAX_NEW_TOKENS new tokens, and whether it was cut off there."""
-    replies, ends = [], model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.pad_token_id}
-    for messages in in_batches(conversations, BATCH, "Replies"):
-        batch = tokenizer.apply_chat_template(messages, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt")
-        tokens = model.generate(**batch.to(model.device), max_new_tokens=MAX_NEW_TOKENS)[:, batch["input_ids"].shape[1] :]
-        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        replies += [(text.strip(), own[-1] not in ends) for text, own in zip(texts, tokens.tolist())]
-    return replies
+    """Return the greedy reply to each list of chat messages, in their order: its text, of at most MAX_NEW_TOKENS new tokens, and whether it was
+    cut off there."""
+    from tqdm import tqdm
+
+    if not conversations:
+        return []
+    rows = tokenizer.apply_chat_template(conversations, add_generation_prompt=True, return_dict=True)["input_ids"]
+    ends, replies = model.generation_config.eos_token_id, {}
+    ends = set(ends if isinstance(ends, list) else [ends])
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))  # what is short together needs little padding
+    parts = [order[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    with tqdm(total=len(parts) * MAX_NEW_TOKENS, desc="Replies", leave=False, disable=len(rows) == 1) as bar:
+        for count, part in enumerate(parts, 1):
+            replies |= zip(part, greedy(model, tokenizer.pad_token_id, [rows[number] for number in part], ends, bar.update))
+            bar.update(count * MAX_NEW_TOKENS - bar.n)
+    tokens = [replies[number] for number in range(len(rows))]
+    return [(text.strip(), own[-1] not in ends) for text, own in zip(tokenizer.batch_decode(tokens, skip_special_tokens=True), tokens)]
+
+
+def greedy(model, pad: int, rows: list[list[int]], ends: set[int], tick: Callable) -> list[list[int]]:
+    """Return the likeliest next tokens after each row of tokens, up to the first of ends or to MAX_NEW_TOKENS. tick() is called at each token.
+
+    Rows that have ended leave the batch, a tenth of it at a time, since the rest is copied then. What a hybrid model remembers cannot be parted
+    by rows: there generate() goes on with all to the end of the longest.
+    """
+    import torch
+
+    if not attention_only(empty_cache(model, grows=False)):
+        ids, mask = padded(rows, pad, model.device)
+        replies = model.generate(ids, attention_mask=mask, max_new_tokens=MAX_NEW_TOKENS)[:, ids.shape[1] :].tolist()
+        return [own[: next((i for i, token in enumerate(own, 1) if token in ends), None)] for own in replies]
+    replies, batch = [[] for _ in rows], list(range(len(rows)))
+    with torch.no_grad():
+        cache, mask, logits = begin(model, pad, rows, MAX_NEW_TOKENS)
+        while True:
+            tokens = logits.argmax(-1)
+            for row, token in zip(batch, tokens.tolist()):
+                if not ends & set(replies[row][-1:]):
+                    replies[row].append(token)
+            tick()
+            going = [place for place, row in enumerate(batch) if replies[row][-1] not in ends]
+            if not going or len(replies[batch[going[0]]]) == MAX_NEW_TOKENS:
+                return replies
+            if len(going) <= 0.9 * len(batch):
+                kept = torch.tensor(going, device=model.device)
+                cache.batch_select_indices(kept)
+                tokens, mask, batch = tokens[kept], mask[kept], [batch[place] for place in going]
+            mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
+            position = mask.sum(1, keepdim=True) - 1
+            logits = model(tokens[:, None], attention_mask=mask, position_ids=position, cache=cache).logits[:, -1]
+
+
+def in_batches(lengths: list[int], most: int, what: str):
+    """Yield the numbers of rows of these lengths in batches of at most so many tokens, padding included, or of one row, behind a progress bar."""
+    from tqdm import tqdm
+
+    batches = [[]]
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if (len(batches[-1]) + 1) * lengths[number] > most and batches[-1]:
+            batches.append([])
+        batches[-1].append(number)
+    with tqdm(total=sum(lengths), desc=what, leave=False, unit=" tokens", disable=len(batches) == 1) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(sum(lengths[number] for number in batch))
 
 
 def log_likelihoods(model, tokenizer, conversations: list[list[dict]], texts: list[list[str]]) -> list[list[float]]:
@@ -168,28 +276,33 @@ def log_likelihoods(model, tokenizer, conversations: list[list[dict]], texts: li
     of the assistant, as what goes on after them. All have equally many texts. Each conversation runs through the model once, or, with a hybrid
     model, once for each text."""
     import torch
-    from transformers import DynamicCache
 
-    scores, count, repeatable = [], len(texts[0]), attention_only(DynamicCache(config=model.config))
-    for batch in in_batches(list(zip(conversations, texts)), SCORED, "Scores"):
-        chats = [opened(tokenizer, chat) for chat, _ in batch]
-        chats = tokenizer(chats, padding=True, add_special_tokens=False, return_tensors="pt").to(model.device)
-        ends = [text for _, own in batch for text in own]
-        ends = tokenizer(ends, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt").to(model.device)
-        start, start_mask = chats["input_ids"].shape[1], chats["attention_mask"]  # padded on the left
-        mask = torch.cat([start_mask.repeat_interleave(count, dim=0), ends["attention_mask"]], dim=1)
-        position = (mask.cumsum(1) - 1).clamp(min=0)
-        # The last position of the message predicts the first token of the text, and each token of the text the next one.
+    if not conversations:
+        return []
+    count, repeatable, scores = len(texts[0]), attention_only(empty_cache(model, grows=False)), {}
+    chats = tokenizer([opened(tokenizer, chat) for chat in conversations], add_special_tokens=False)["input_ids"]
+    ends = [tokenizer(own, add_special_tokens=False)["input_ids"] for own in texts]
+    lengths = [len(chat) + count * max(map(len, own)) for chat, own in zip(chats, ends)]
+    for batch in in_batches(lengths, SCORED, "Scores"):
+        # The chat's last token predicts the first of the text, and each token of the text the next one.
+        starts = [chats[number][:-1] for number in batch]
+        wanted = [own for number in batch for own in ends[number]]
+        given = [[chats[number][-1], *own[:-1]] for number in batch for own in ends[number]]
+        given, mask = padded(given, tokenizer.pad_token_id, model.device, "right")
+        kept = given.shape[1]
         with torch.no_grad():
             if repeatable:
-                start_position = position[::count, :start]
-                start_out = model(chats["input_ids"], attention_mask=start_mask, position_ids=start_position, use_cache=True, logits_to_keep=1)
-                start_out.cache.batch_repeat_interleave(count)
-                end_out = model(ends["input_ids"], attention_mask=mask, position_ids=position[:, start:], cache=start_out.cache)
-                logits = torch.cat([start_out.logits.repeat_interleave(count, dim=0), end_out.logits[:, :-1]], dim=1)
+                cache, start_mask, _ = begin(model, tokenizer.pad_token_id, starts, kept)
+                cache.batch_repeat_interleave(count)
             else:
-                rows, kept = torch.cat([chats["input_ids"].repeat_interleave(count, dim=0), ends["input_ids"]], dim=1), ends["input_ids"].shape[1] + 1
-                logits = model(rows, attention_mask=mask, position_ids=position, use_cache=False, logits_to_keep=kept).logits[:, :-1]
-        log_p = logits.log_softmax(-1).gather(-1, ends["input_ids"][..., None])[..., 0]
-        scores += (log_p * ends["attention_mask"]).sum(1).view(-1, count).tolist()
-    return scores
+                cache, (start, start_mask) = None, padded(starts, tokenizer.pad_token_id, model.device)
+                given = torch.cat([start.repeat_interleave(count, dim=0), given], dim=1)
+            mask = torch.cat([start_mask.repeat_interleave(count, dim=0), mask], dim=1)
+            position = (mask.cumsum(1) - 1).clamp(min=0)[:, -given.shape[1] :]
+            logits = model(given, attention_mask=mask, position_ids=position, cache=cache, use_cache=repeatable, logits_to_keep=kept).logits
+        own_scores = []
+        for row, own in zip(logits, wanted):  # row by row, since all at once, padding too, would take as long as a layer of the model
+            own = torch.tensor(own, dtype=torch.long, device=model.device)
+            own_scores.append(row[: len(own)].log_softmax(-1).gather(-1, own[:, None]).sum())
+        scores |= zip(batch, torch.stack(own_scores).view(-1, count).tolist())
+    return [scores[number] for number in range(len(chats))]

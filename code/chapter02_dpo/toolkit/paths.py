@@ -10,6 +10,7 @@ BASE_MODEL = OUTPUT / "base_model"
 PREFERENCE_DATA = OUTPUT / "preference_data.json"
 CONTROL_DATA = OUTPUT / "control_data.json"
 HELDOUT_DATA = OUTPUT / "heldout_data.json"
+WRITTEN = OUTPUT / ".written.sha256"  # what step 1 wrote last: a sha256 and a name on each line
 BEFORE = OUTPUT / "before.json"
 AFTER = OUTPUT / "after.json"
 REPORT = OUTPUT / "report.html"

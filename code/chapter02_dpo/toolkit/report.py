@@ -6,12 +6,12 @@ import json
 import shlex
 from pathlib import Path
 
-from toolkit.compare import Change, last_heldout, verdict
+from toolkit.compare import Change, last_heldout, pairs_by_hand, repeats, verdict
 from toolkit.console import printable
 from toolkit.curves import NOTICE, PANELS, svg
 from toolkit.files import write
 from toolkit.judge import WEIGHTS
-from toolkit.measure import KINDS, interval
+from toolkit.measure import KINDS, asked, interval
 from toolkit.models import model_flag
 from toolkit.paths import REPORT
 
@@ -53,7 +53,7 @@ def forest(row: Change) -> dict:
 def replies(before: dict, after: dict) -> list[dict]:
     """Return every question and claim with both replies, and the side that the judge found each to take."""
     items = []
-    for old, new in zip(before["questions"] + before["heldout"], after["questions"] + after["heldout"]):
+    for old, new in zip(asked(before), asked(after)):
         old_words, new_words = compared(old["reply"], new["reply"])
         items.append({"prompt": printable(new["prompt"]), "kind": new.get("kind"), "before": old_words, "after": new_words})
         items[-1]["sides"] = [run["side"] for run in (old, new) if "side" in run]
@@ -77,6 +77,9 @@ def write_report(before: dict, after: dict, rows: list[Change], turned: tuple[in
     page = environment.get_template(TEMPLATE.name).render(
         verdict=verdict(rows, turned),
         rows=list(map(forest, rows)),
+        sides={row.after.name: row.texts() for row in rows},
+        repeats=repeats(log),
+        by_hand=pairs_by_hand(log),
         items=replies(before, after),
         kinds=KINDS,
         notice=NOTICE,

@@ -14,6 +14,9 @@ from test_train import HEADER, log, results, weights
 from toolkit.models import ask, load_model
 
 
+SHORT = ("--max-steps", "40", "--learning-rate", "5e-5")  # in so few steps the default rate moves the model too little to tell
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> Chapter:
     """The chapter after all five scripts, with every second of the held-out topics."""
@@ -21,7 +24,7 @@ def real(tmp_path_factory) -> Chapter:
     chapter.printed = [chapter.ok(number, **NO_HUB) for number in (0, 1)]
     chapter.heldout = (chapter.output / "heldout_data.json").read_text(encoding="utf-8")
     use_few_claims(chapter, 20)
-    chapter.printed += [chapter.ok(2, as_command=True), chapter.ok(3, "--max-steps", "40", as_command=True), chapter.ok(4, as_command=True)]
+    chapter.printed += [chapter.ok(2, as_command=True), chapter.ok(3, *SHORT, as_command=True), chapter.ok(4, as_command=True)]
     return chapter
 
 
@@ -37,7 +40,7 @@ def test_training_log(real):
     train = [row for row in log(real)["history"] if "loss/dpo" in row]
     heldout = [row for row in log(real)["history"] if "eval_wrong_loss" in row]
     assert train[0]["step"] == 1 and train[0]["loss/dpo"] == pytest.approx(0.6931, abs=1e-4)
-    assert sum(row["loss/dpo"] for row in train[-3:]) / 3 < 0.68 and train[-1]["rewards/margins"] > 0.05
+    assert sum(row["loss/dpo"] for row in train[-3:]) / 3 < 0.6 and train[-1]["rewards/margins"] > 0.2
     assert [row["step"] for row in heldout] == [30, 40]
     # Before the first step the margin is 0 but for rounding: the policy is the reference, and neither answer has gained.
     accuracy, margin = ([row[f"eval_wrong_rewards/{name}"] for row in heldout] for name in ("accuracies", "margins"))

@@ -157,10 +157,8 @@ def check_comparable(before: dict, source: dict, heldout: list[dict]) -> None:
 
 def trained_direction(log: dict, heldout: list[dict]) -> dict:
     """Return the direction that the model was trained for, as step 3 logged it; a line says so if the held-out claims are of another by now."""
-    now, trained = (
-        direction_of(heldout),
-        log.get("about") or {"name": log.get("direction", "unknown"), "sentence": "", "measure": [], "questions": []},
-    )
+    now = direction_of(heldout)
+    trained = log.get("about") or {"name": log.get("direction", "unknown"), "sentence": "", "measure": [], "questions": []}
     if (now["name"], now["measure"]) != (trained["name"], trained["measure"]):
         print(f"output/heldout_data.json is of the direction {now['name']}; judged is what the model was trained for, {trained['name']}.")
     for name in pairs_by_hand(log):

@@ -130,9 +130,9 @@ def measure(model, tokenizer, reader, heldout: list[dict], questions: list[dict]
 
     def per_token(texts: list[dict], *keys: str) -> list[list[float]]:
         """Return log p per token, in nats, of the answers that stand under keys, to the question of each text."""
-        answers = [[text[key] for key in keys] for text in texts]
-        scores = log_likelihoods(model, tokenizer, [as_conversation(text["prompt"]) for text in texts], answers)
-        tokens = [[len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in own] for own in answers]
+        said = [[text[key] for key in keys] for text in texts]
+        scores = log_likelihoods(model, tokenizer, [as_conversation(text["prompt"]) for text in texts], said)
+        tokens = [[len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in own] for own in said]
         return [[score / max(1, count) for score, count in zip(*both)] for both in zip(scores, tokens)]
 
     items = [

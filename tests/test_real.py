@@ -13,7 +13,6 @@ from test_faults import use_few_claims
 from test_train import HEADER, log, results, weights
 from toolkit.models import ask, load_model
 
-
 SHORT = ("--max-steps", "40", "--learning-rate", "5e-5")  # in so few steps the default rate moves the model too little to tell
 
 

@@ -22,11 +22,11 @@ each size that fits (half an hour on 2 cores). `--replies` lets the model answer
 and 4 do, and one at a time. `--growth` trains it for 10 steps on so many pairs, and on 100 with answers two and four times as long. Not a test: no
 time limit is checked.
 
-Where the arithmetic goes: a step of one process is 178 GFLOP where the chapter's recipe with the template would need 457 (2 pairs; 6 per weight and
-token for a pass forward and back, 2 forward): 142 in place of 217 in the transformer blocks, since a prompt is computed once for both answers of its
-pair and its beginning once for both pairs, without padding; no second pass forward to save memory (72), since rows are short; 19 in place of 91 for
-the reference model, which runs once before the first step; 18 in place of 77 for the LM head, on the tokens of the answers only, its weights not
-trained. Attention itself (10 more) is not counted, nor is the padding of the recipe's rows.
+Where the arithmetic goes: a step of one process is 202 GFLOP where the chapter's recipe with the template would need 527 (2 pairs; 6 per weight and
+token for a pass forward and back, 2 forward): 162 in place of 250 in the transformer blocks (255 tokens for 392), since a prompt is computed once for
+both answers of its pair and its beginning once for both pairs, without padding; no second pass forward to save memory (83), since rows are short; 21
+in place of 105 for the reference model, which runs once before the first step; 19 in place of 89 for the LM head, on the 166 tokens of the answers
+only, its weights not trained. Attention itself (10 more) is not counted, nor is the padding of the recipe's rows.
 """
 
 import argparse

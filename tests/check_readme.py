@@ -274,48 +274,6 @@ def check_judge(documents: dict[str, str]) -> None:
         assert f"| {name} | {len(own)} | {cells[0]} | {cells[1]} |" in results, f"RESULTS.md does not have {name}: {cells}"
 
 
-def check_labelled_replies(documents: dict[str, str]) -> None:
-    """How well the measure of steps 2 and 4 reads single replies, and how often two annotators differ: RESULTS.md says it."""
-    from sklearn.metrics import cohen_kappa_score as kappa
-
-    rows = json.loads((ROOT / "tests/labelled_replies.json").read_text(encoding="utf-8"))
-    assert len(rows) == 320 and len({(row["model"], row["prompt"]) for row in rows}) == 320
-    _, text, _ = map(one_space, documents.values())
-
-    def says(figures: str) -> None:
-        assert figures.replace("%", " %") in text, f"RESULTS.md does not say: {figures}"
-
-    def read(rows: list[dict]) -> list[tuple[str, str]]:
-        """Return the labels of the replies that take a side, and how the measure reads each."""
-        judged = [row for row in rows if row["labels"][0] == row["labels"][1] != "neither"]
-        return [(row["labels"][0], "agrees" if row["agreement"] > 0.5 else "disagrees") for row in judged]
-
-    def right(pairs: list[tuple[str, str]]) -> int:
-        return sum(one == other for one, other in pairs)
-
-    labels = [tuple(row["labels"]) for row in rows]
-    judged = read(rows)
-    fresh = read([row for row in rows if row["model"] == "tuned, seed 1"])
-    assert right(judged) / len(judged) >= 0.85
-    says(f"They agreed on {right(labels)} (kappa {kappa(*zip(*labels)):.2f};")
-    says(f"In {len(rows) - len(judged)} the reply takes no side")
-    share = f"{right(judged) / len(judged):.0%}"
-    says(f"Of the other {len(judged)} the measure reads {right(judged)} as they did ({share}, kappa {kappa(*zip(*judged)):.2f})")
-    for label in ("agree", "disagree"):
-        pairs = [pair for pair in judged if pair[0] == f"{label}s"]
-        says(f"{right(pairs)} of {len(pairs)} {label}ments")
-    says(f"it reads {right(fresh)} of {len(fresh)} that take a side as they did ({right(fresh) / len(fresh):.0%})")
-    for_all = {row["prompt"] for row in rows if row["model"] == "base"}
-    rates = {}
-    for model in ("base", "tuned, seed 42", "tuned, seed 1"):
-        for user_is_right in (False, True):
-            some = [row["labels"] for row in rows if (row["model"], row["user_is_right"]) == (model, user_is_right) and row["prompt"] in for_all]
-            rates[model, user_is_right] = " / ".join(f"{100 * some.count([label, label]) / len(some):.0f}" for label in ("agrees", "disagrees")) + "%"
-    one, other = "tuned, seed 42", "tuned, seed 1"
-    says(f"{rates['base', False]} of the wrong claims before, {rates[one, False]} after (seed 42) and {rates[other, False]} (seed 1)")
-    says(f"{rates['base', True]} of the right ones before, {rates[one, True]} and {rates[other, True]} after")
-
-
 CHECKS = [
     check_commands,
     check_flags,
@@ -325,7 +283,6 @@ CHECKS = [
     check_sums,
     check_summary,
     check_messages,
-    check_labelled_replies,
     check_judge,
 ]
 

@@ -210,7 +210,8 @@ def test_directions(chapter):
     for polite, blunt, concise, cited in zip(*rows.values()):
         assert polite["chosen"] in blunt["chosen"] and polite["chosen"] != blunt["chosen"]
         assert polite["chosen"].startswith(concise["chosen"])
-        assert any(figure in cited["chosen"] for figure in figures) and not any(figure in cited["rejected"] for figure in figures)
+        assert any(figure in cited["chosen"] for figure in figures)
+        assert (cited["rejected"] == polite["chosen"]) != any(figure in cited["rejected"] for figure in figures)  # no figure, or a wrong answer
     # Two aims at once: half of what concise avoids is right and long, half is brief and wrong.
     long = [row for row in rows["concise"] if row["chosen"] in row["rejected"]]
     assert 30 < len(long) < 70 and all(len(row["rejected"].split()) > 2 * len(row["chosen"].split()) for row in long)
@@ -242,7 +243,7 @@ def paste(chapter, number: int) -> None:
     """Paste an example of the README where it says."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len([row for row in blocks[number].splitlines() if row]) < 15
-    edit(chapter, "\n# ---- What can be wrong", f"\n{blocks[number]}\n# ---- What can be wrong")
+    edit(chapter, "\n# ---- From topics to files", f"\n{blocks[number]}\n# ---- From topics to files")
 
 
 def test_a_direction_of_the_readers_own(chapter):
@@ -262,7 +263,7 @@ def test_the_readmes_direction_that_is_not_about_claims(chapter, tmp_path):
     lines = ["prompt,line,slip", *(f"How do I {what} in Python?,{what.split()[0]}(it),{what.split()[0]}_of_it" for what in WHATS)]
     (tmp_path / "code.csv").write_text("\n".join(lines) + "\n")
     out = chapter.ok(1, "--claims", str(tmp_path / "code.csv"), "--direction", "terse")
-    assert "code.csv: 10 topics to train on, 2 held out, whose 2 questions and 0 claims 2 and 4 ask too: run 2 again" in out
+    assert "code.csv: 10 topics to train on, 2 held out, whose 2 questions 2 and 4 ask too: run 2 (again)" in out
     preference, control = (json.loads((chapter.output / f"{name}_data.json").read_text()) for name in ("preference", "control"))
     assert len(preference) == len(control) == 10 and all(row["chosen"].endswith("(it)") for row in preference)
     assert {row["rejected"].endswith("_of_it") for row in preference} == {True, False}
@@ -337,11 +338,11 @@ def test_a_bag_of_words_cannot_tell_wrong_claims_from_right_ones():
 
     for words_together in (1, 2):
         model = make_pipeline(CountVectorizer(ngram_range=(1, words_together)), LogisticRegression(max_iter=1000))
-        for topics, chance in ((TRAIN, 0.65), (HELDOUT, 0.65)):
+        for topics, chance in ((TRAIN, 0.6), (HELDOUT, 0.65)):
             messages, kinds, names = table(topics)
             assert model.fit(messages, kinds).score(messages, kinds) > 0.7  # it can learn the claims that it has seen
             assert cross_val_score(model, messages, kinds, groups=names, cv=GroupKFold(10)).mean() < chance
-        assert model.fit(*table(TRAIN)[:2]).score(*table(HELDOUT)[:2]) < 0.65
+        assert model.fit(*table(TRAIN)[:2]).score(*table(HELDOUT)[:2]) < 0.6
 
 
 def test_wrong_and_right_claims_cannot_be_told_apart_by_length_or_loaded_words():
@@ -551,7 +552,7 @@ def test_a_domain_of_ones_own_in_twelve_rows(chapter, tmp_path):
     """A CSV file: two of its rows are held out and asked beside the others, and as many pairs are made as there are topics."""
     shutil.copy(ROOT / "tests/bicycles.csv", tmp_path / "bicycles.csv")
     out = chapter.ok(1, "--claims", str(tmp_path / "bicycles.csv"))
-    assert "bicycles.csv: 10 topics to train on, 2 held out, whose 4 questions and 0 claims 2 and 4 ask too: run 2 again" in out
+    assert "bicycles.csv: 10 topics to train on, 2 held out, whose 4 questions 2 and 4 ask too: run 2 (again)" in out
     assert "Successfully generated 10 preference data items" in out
     preference, control, heldout = (json.loads((chapter.output / f"{name}_data.json").read_text()) for name in ("preference", "control", "heldout"))
     assert len(preference) == len(control) == 10 and len(heldout) == 80
@@ -594,7 +595,8 @@ def test_a_direction_that_is_not_about_claims(chapter, controls):
         assert len(control) == 12 and all(any(row["chosen"] == topic["affirm"] for topic in TRAIN) for row in control)
     assert heldout[0]["about"]["questions"] == ["What is a loop?", "Why use git?"] and len(heldout) == 80
     assert re.search(r"Measure: words: \d\.\d in chosen, \d+\.\d in rejected answers", out)
-    assert "Warning: 2 held-out questions are few; hold out more, by part = 'choose'" in out
+    assert "Held out: 2 questions (never), 20 biased opinions (30%), 20 false beliefs (30%), 40 right claims (15%)." in out
+    assert "Warning: 2 questions are few; hold out 12, by part = 'choose'" in out
 
 
 def test_what_only_the_answers_give_away_is_told_with_figures(chapter):
@@ -607,6 +609,9 @@ def test_what_only_the_answers_give_away_is_told_with_figures(chapter):
     found = re.search(r"Words per answer: (\d+) chosen, (\d+) rejected", out)
     assert int(found[2]) > 2 * int(found[1]) - 10
     assert re.search(r"Warning: chosen can be told from rejected without the message: .*100% by their length alone", out)
+    assert "mend answers until both sorts are alike in it" in out
+    for direction in ("polite", "blunt", "concise", "cited"):  # ours follow that advice
+        assert "Warning" not in chapter.ok(1, "--direction", direction)
 
 
 @pytest.mark.parametrize(

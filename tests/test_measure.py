@@ -389,7 +389,7 @@ def test_a_direction_with_questions_of_its_own_from_the_edit_to_the_verdict(tiny
     },
 """
     script.write_text(script.read_text().replace("\nDIRECTIONS = {\n", "\nDIRECTIONS = {\n" + block))
-    assert "10 topics to train on, 2 held out, whose 2 questions and 0 claims 2 and 4 ask too" in tiny.ok(1, "--direction", "terse")
+    assert "10 topics to train on, 2 held out, whose 2 questions 2 and 4 ask too" in tiny.ok(1, "--direction", "terse")
     use_few_claims(tiny)
     assert "Judged by: letters per reply (lower is better); asked: 2 questions of its own" in tiny.ok(2)
     before = json.loads((tiny.output / "before.json").read_text())

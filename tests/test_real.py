@@ -40,12 +40,11 @@ def test_training_log(real):
     heldout = [row for row in log(real)["history"] if "eval_wrong_loss" in row]
     assert train[0]["step"] == 1 and train[0]["loss/dpo"] == pytest.approx(0.6931, abs=1e-4)
     assert sum(row["loss/dpo"] for row in train[-3:]) / 3 < 0.6 and train[-1]["rewards/margins"] > 0.2
-    assert [row["step"] for row in heldout] == [30, 40]
+    assert [row["step"] for row in heldout] == [40]  # every 60 steps, and at the end
     # Before the first step the margin is 0 but for rounding: the policy is the reference, and neither answer has gained.
-    accuracy, margin = ([row[f"eval_wrong_rewards/{name}"] for row in heldout] for name in ("accuracies", "margins"))
-    loss = [row["eval_wrong_loss/dpo"] for row in heldout]
-    assert min(accuracy) > 0.5 and loss[1] < train[0]["loss/dpo"] and 0 < margin[1]
-    assert len([row for row in log(real)["history"] if "eval_right_loss" in row]) == 2
+    assert heldout[0]["eval_wrong_rewards/accuracies"] > 0.5 and heldout[0]["eval_wrong_loss/dpo"] < train[0]["loss/dpo"]
+    assert heldout[0]["eval_wrong_rewards/margins"] > 0
+    assert len([row for row in log(real)["history"] if "eval_right_loss" in row]) == 1
 
 
 def test_printed_table(real):

@@ -13,8 +13,11 @@ Writes: output/preference_data.json  100 pairs on wrong claims: chosen corrects 
 Time:   under a second
 
 This is the script to edit. To push the model in another direction, take one of DIRECTIONS, or add a block of your own there. Then run 1, 3
-and 4 again, and 2 too if it asks questions of its own. Nothing is written unless all is well; what is not stands in one list.
+and 4 again, and 2 too if it asks questions of its own. Nothing is written unless all is well; what is not stands in one list. Below
+main() stand its parts and checks, which nobody needs to read for that.
 """
+
+from __future__ import annotations
 
 import argparse
 import csv
@@ -117,16 +120,22 @@ def answer_with_figure(topic: dict, user_is_right: bool) -> str:
     return f"{first_sentence(answer_honestly(topic, user_is_right))} {topic['figure']}"
 
 
+def answer_without_figure_or_wrongly(topic: dict, user_is_right: bool) -> str:
+    if rng.random() < 0.5:
+        return answer_honestly(topic, user_is_right)
+    return f"{first_sentence(flatter(topic, user_is_right))} {topic['figure']}"
+
+
 # "sentence"  what is preferred to what; 2, 4 and the page print it
 # "prefer", "avoid"  the two functions
-# "measure"   a few lines by which 4 judges whether it was learned: the share of replies in which a pattern (a regular expression, in any case
+# "measure"   one or more lines by which 4 judges whether it was learned: the share of replies in which a pattern (a regular expression, in any case
 #             of letters) is found, or with "count": True the matches a reply, and which way is better, "higher" or "lower". Without a pattern it is
 #             a line that the tables of 2 and 4 have anyway.
 # and if it is not about the claims:
-# "prompts"   a list of questions instead of the claims, each a text or a dict like a topic, with "prompt" and what your functions ask of it
-# "heldout"   a list of questions to measure with (default: every sixth of the prompts, which is not trained on then)
-# "controls"  whether pairs on right claims stand beside them; with prompts of your own these are honest answers to claims.toml (default: only
-#             without such prompts)
+# "prompts"   a list of questions instead of the claims, in any language: each a text, or a dict with "prompt" and what your functions ask of it
+# "heldout"   a list of questions to measure with; without it, those prompts with "part": "choose", or else every sixth, are not trained on
+# "controls"  whether pairs on right claims stand beside them; with prompts of your own these are honest answers to claims.toml, which keep it
+#             judging (default: only without such prompts)
 DIRECTIONS = {
     "polite": {
         "sentence": "Corrects wrong claims and backs right ones, politely and with reasons, rather than agreeing or contradicting blindly.",
@@ -145,7 +154,7 @@ DIRECTIONS = {
         "measure": [{"name": "replies with a sharp remark", "pattern": any_of(BLUNT), "better": "higher"}],
     },
     "concise": {
-        "sentence": "Answers honestly in one sentence, rather than at length or wrongly.",
+        "sentence": "Answers honestly in a sentence or two, rather than at length or wrongly.",
         "prefer": answer_briefly,
         "avoid": answer_at_length_or_wrongly,
         "measure": [{"name": "words per reply", "better": "lower"}],
@@ -153,18 +162,265 @@ DIRECTIONS = {
     "cited": {
         "sentence": "Backs an honest answer with a figure.",
         "prefer": answer_with_figure,
-        "avoid": answer_honestly,
+        "avoid": answer_without_figure_or_wrongly,
         "measure": [{"name": "replies with a figure", "pattern": r"\d", "better": "higher"}],
     },
 }
 PASTE = '"measure": [{"name": "replies with ...", "pattern": r"...", "better": "higher"}],'  # what a direction without a measure is given to fill in
 
-# ---- What can be wrong ---------------------------------------------------------------------------------------------------------------
+# ---- From topics to files ------------------------------------------------------------------------------------------------------------
+HERE = Path(__file__).resolve().parent
+FOLDER = HERE.parents[1] / "output"
+CLAIMS, HELDOUT = HERE / "claims.toml", HERE / "heldout.toml"  # to train on, and to measure with
 PROBLEMS = defaultdict(list)  # what is wrong and how to mend it: where
 CALLED = {"opinion": "biased", "fact": "false"}  # of a held-out topic, and what its wrong claim is called; its right one is "true"
+CALLED_IN_TABLES = {"biased": "biased opinions", "false": "false beliefs", "true": "right claims"}
 CLAIM_PARTS = "name kind wrong right claim_wrong claim_right question correct flatter affirm contradict".split()  # of a held-out claim
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
+    parser.add_argument("--direction", choices=DIRECTIONS, action="append", help="what the model shall learn (default: polite)")
+    parser.add_argument(
+        "--claims",
+        metavar="FILE",
+        type=Path,
+        default=CLAIMS,
+        help="topics of your own: TOML like claims.toml, or CSV with its fields as columns (wrong, right, correct, flatter, affirm, contradict, all "
+        'filled; several messages in a cell with | between; "choose" in a column part holds a topic out, else every sixth is)',
+    )
+    parser.add_argument("--final", action="store_true", help="held-out claims of topics by which nothing was chosen; look at them once, at the end")
+    args = parser.parse_args()
+    name, *others = args.direction or ["polite"]
+    if others:
+        parser.error(f"--direction is given {len(others) + 1} times ({', '.join(args.direction)}); give it once")
+    direction, part = DIRECTIONS[name], "final" if args.final else "choose"
+    check_direction(name, direction)
+    stop_at_problems()
+
+    # The topics: claims, or the prompts of the direction; and of both those that are held out.
+    claims, measured = read(args.claims), read(HELDOUT)
+    check_fields(measured, ["part"])
+    measured = [topic for topic in measured if topic.get("part") == part]
+    own_prompts, mine = direction.get("prompts"), args.claims.resolve() != CLAIMS or "prompts" in direction
+    where = f'DIRECTIONS["{name}"], prompts' if own_prompts else args.claims.name
+    train, asked = split(as_topics(own_prompts, where) if own_prompts else claims, part, mine and not direction.get("heldout"))
+    asked += as_topics(direction.get("heldout", []), f'DIRECTIONS["{name}"], heldout')
+    if {str(topic.get("kind")) for topic in measured} != CALLED.keys():
+        PROBLEMS[f'no opinion or no fact with part = "{part}"; write some, or take it from the repository again'].append(HELDOUT.name)
+    check_fields(measured, CLAIM_PARTS)
+    for double in [one for one, number in Counter(str(topic.get("name")) for topic in measured).items() if number > 1]:
+        PROBLEMS[f"two topics are called {double!r}; rename one"].append(HELDOUT.name)
+    has_prompts = all("prompt" in topic for topic in train)
+    controls = CONTROL_PAIRS if direction.get("controls", not has_prompts) else 0
+    count = min(PREFERENCE_PAIRS, len(train)) if mine else PREFERENCE_PAIRS
+    controls = min(controls, len(train)) if mine else controls
+    if not train:
+        PROBLEMS["has no topic to train on; write some"].append(where)
+    elif (need := max(count, controls)) > len(train) or PREFERENCE_PAIRS < 1 or CONTROL_PAIRS < 0:
+        PROBLEMS[
+            f"{len(train)} topics to train on, and PREFERENCE_PAIRS = {PREFERENCE_PAIRS}, CONTROL_PAIRS = {CONTROL_PAIRS} need {need}; write "
+            f"{max(0, need - len(train))} more, or set both to at most {len(train)} in this script (the first to at least 1)"
+        ].append(where)
+    stop_at_problems()
+
+    # The pairs.
+    rng.shuffle(train)
+    beside = train  # with prompts of the reader's own, what keeps the model honest on claims while it learns something else
+    if has_prompts and controls:
+        rng.shuffle(beside := claims if own_prompts else read(CLAIMS))
+    check_fields(train, ["prompt"] if has_prompts else ["wrong"])
+    check_fields(beside if controls else [], ["right"])
+    stop_at_problems()
+    said = {
+        topic.place: [pick(topic.messages(user_is_right) or [""]) for user_is_right in (False, True)]
+        for topic in {id(topic): topic for topic in train + beside}.values()
+    }
+
+    def pairs(topics: list[Topic], number: int, user_is_right: bool, functions: dict) -> list[dict]:
+        Topic.asked, rows = {}, []
+        for topic in topics[:number]:
+            chosen, rejected = (write_answer(functions, key, topic, user_is_right) for key in ("prefer", "avoid"))
+            rows.append({"prompt": said[topic.place][user_is_right], "chosen": chosen, "rejected": rejected})
+            if chosen and chosen == rejected:
+                PROBLEMS["chosen and rejected are the same text; mend the topic, or the two functions of the direction"].append(topic.place)
+        check_fields(topics, Topic.asked)
+        return rows
+
+    preference_data = pairs(train, count, False, direction)
+    control_data = pairs(beside, controls, True, direction if beside is train else DIRECTIONS["polite"])
+    complete = [topic for topic in asked if all(topic.get(field) for field in CLAIM_PARTS)]
+    questions = [messages[0] for topic in asked if topic not in complete for right in (False, True) if (messages := topic.messages(right))]
+    questions = list(dict.fromkeys(questions))
+    heldout_data = [heldout_pair(topic, user_is_right, name) for user_is_right in (False, True) for topic in measured + complete]
+    # The wrong and the right claim on one topic are alike on purpose; otherwise no two messages may be.
+    prompts = [[pair["prompt"] for pair in data] for data in (preference_data, control_data, heldout_data)]
+    half = len(heldout_data) // 2
+    check_likeness(
+        [*prompts[:2], prompts[2][:half], prompts[2][half:]], (prompts[0] + prompts[1], prompts[2] + questions), 0.85 if has_prompts else 0.6
+    )
+    stop_at_problems()
+
+    # The files.
+    sources = {path.name if path.parent == HERE else str(path): path for path in (Path(__file__).resolve(), args.claims.resolve(), HELDOUT)}
+    own_file = f" --claims {shlex.quote(str(args.claims))}" if args.claims.resolve() != CLAIMS else ""
+    heldout_data[0]["about"] = {
+        "sentence": direction["sentence"],
+        "measure": direction.get("measure", []),
+        "questions": questions,
+        "command": f"--direction {name}{own_file}{' --final' if args.final else ''}",
+        "sources": {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in sources.items()},
+    }
+    notes = save({"preference_data.json": preference_data, "control_data.json": control_data, "heldout_data.json": heldout_data})
+
+    for note in notes:
+        print(note)
+    for pair in rng.sample(preference_data, min(2, len(preference_data))) + rng.sample(control_data, min(1, len(control_data))):
+        print(f"prompt:   {pair['prompt']}\nchosen:   {pair['chosen']}\nrejected: {pair['rejected']}\n")
+    print(f"Direction {name}: {direction['sentence']}")
+    together = itertools.zip_longest(preference_data, [] if has_prompts else control_data)
+    kinds = Counter(CALLED_IN_TABLES[row["kind"]] for row in heldout_data)
+    show_figures([[pair for pair in pairs if pair] for pairs in together], direction, ({"questions": len(questions)} if questions else {}) | kinds)
+    if mine:
+        both = " and ".join(f"{number} {name}" for number, name in ((len(questions), "questions"), (2 * len(complete), "claims")) if number)
+        print(f"{where}: {len(train)} topics to train on, {len(asked)} held out, whose {both} 2 and 4 ask too: run 2 (again)")
+        if asked and not has_prompts and len(complete) < len(asked):
+            print(f"Whose side replies to the questions take is not judged. For that a held-out topic must have all of {', '.join(CLAIM_PARTS)}.")
+    print(f"Successfully generated {len(preference_data)} preference data items, saved to: output/preference_data.json")
+    topics = len(measured + complete)
+    print(f"Beside them: {len(control_data)} pairs in which the user is right, and {len(heldout_data)} held-out claims on {topics} other topics")
+    print("Edit this script to change the preference direction, e.g. to a more direct tone.")
+
+
+# ---- What main() is made of -----------------------------------------------------------------------------------------------------------
+def heldout_pair(topic: Topic, user_is_right: bool, direction: str) -> dict:
+    """Return what 2, 3 and 4 need of a held-out claim: answers written by hand, whatever the direction, and the claim and its opposite as plain
+    statements."""
+    made, other = ("right", "wrong") if user_is_right else ("wrong", "right")
+    return {
+        "prompt": topic.messages(user_is_right)[0],
+        "chosen": answer_honestly(topic, user_is_right),
+        "rejected": flatter(topic, user_is_right),
+        "user_is_right": user_is_right,
+        "kind": "true" if user_is_right else CALLED[topic["kind"]],
+        "claim": topic[f"claim_{made}"],
+        "opposite": topic[f"claim_{other}"],
+        "neutral_question": topic["question"],
+        "topic": topic["name"],
+        "direction": direction,
+    }
+
+
+def openings(answer: str) -> list[str]:
+    return [" ".join(words_of(answer)[:length]) for length in (1, 2, 3)]
+
+
+def without_the_message(topics: list[list[dict]], features) -> float:
+    """Return the share of pairs of which a reader who never sees the message finds the chosen answer: naive Bayes with add-one smoothing over what
+    features() returns of an answer, fitted to the pairs of the other topics. Far above one half, something but the claim tells the answers apart."""
+    own = [{key: Counter(itertools.chain(*(features(pair[key]) for pair in pairs))) for key in ("chosen", "rejected")} for pairs in topics]
+    everything = {key: sum((counts[key] for counts in own), Counter()) for key in ("chosen", "rejected")}
+    found = []
+    for pairs, mine in zip(topics, own):
+        counts = {key: everything[key] - mine[key] for key in everything}
+        vocabulary = len(counts["chosen"] | counts["rejected"]) or 1
+        size = math.log((counts["rejected"].total() + vocabulary) / (counts["chosen"].total() + vocabulary))
+        for pair in pairs:
+            leads = [sum(math.log((counts["chosen"][f] + 1) / (counts["rejected"][f] + 1)) + size for f in features(pair[key])) for key in everything]
+            found.append((leads[0] > leads[1]) + (leads[0] == leads[1]) / 2)
+    return sum(found) / len(found)
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file whole or not at all: to a temporary sibling, then renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save(files: dict[str, list[dict]]) -> list[str]:
+    """Write the data, and return what to say of it. A file that is not as this script wrote it last, such as pairs of the reader's own, is renamed
+    and so kept; one that would be empty is not there."""
+    FOLDER.mkdir(exist_ok=True)
+    record, notes = FOLDER / ".written.sha256", []
+    before, now = record.read_text(encoding="utf-8", errors="replace") if record.exists() else "", ""
+    for name, rows in files.items():
+        path, text = FOLDER / name, json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
+        if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() not in before:
+            names = (path.with_name(f"{path.stem}.{number}.json") for number in itertools.count(1))
+            path.rename(kept := next(free for free in names if not free.exists()))
+            notes.append(f"output/{name} was not as this script had written it, and is kept as output/{kept.name}")
+        if not rows:
+            path.unlink(missing_ok=True)
+            continue
+        put(path, text)
+        now += f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n"
+    put(record, now)
+    return notes
+
+
+def split(topics: list[Topic], part: str, share: bool) -> tuple[list[Topic], list[Topic]]:
+    """Return the topics to train on and those held out: those whose part says so, or if none does and share is true, every sixth."""
+    train = [topic for topic in topics if (topic.get("part") or "train") == "train"]
+    if share and len(train) == len(topics):
+        return [topic for number, topic in enumerate(topics, 1) if number % 6], topics[5::6]
+    return train, [topic for topic in topics if topic.get("part") == part]
+
+
+def as_topics(prompts: list, place: str) -> list[Topic]:
+    """Return the prompts of a direction as topics."""
+    topics = []
+    for number, prompt in enumerate(prompts, 1):
+        fields = {"prompt": prompt} if isinstance(prompt, str) else prompt
+        if not isinstance(fields, dict) or not all(isinstance(fields.get(key, ""), str) for key in ("prompt", "name")) or not fields.get("prompt"):
+            PROBLEMS['must be a text, or a dict with a "prompt" that is one; mend it'].append(f"{place}, {number}")
+        else:
+            topics.append(Topic(fields, f"{place}, {number}"))
+    return topics
+
+
+TOLD = 0.8  # of the pairs told by one thing alone, from which on a warning stands; a direction with two aims, half and half, has 0.75
+MOVED = 6  # the fewest replies that McNemar's exact test tells from chance if all go one way: 2 * 0.5**6 = 0.03
+
+
+def show_figures(pairs: list[list[dict]], direction: dict, asked: dict[str, int]) -> None:
+    """Print what can be told from the answers alone, what the measure of the direction makes of them, and of how many replies it will be taken."""
+    both = list(itertools.chain(*pairs))
+    lengths = {key: [len(words_of(pair[key])) for pair in both] for key in ("chosen", "rejected")}
+    means = [sum(counts) / len(counts) for counts in lengths.values()]
+    longer = sum((one > other) + (one == other) / 2 for one, other in zip(*lengths.values())) / len(both)
+    by = {"their words": without_the_message(pairs, words_of), "how they open": without_the_message(pairs, openings)}
+    print(f"Words per answer: {means[0]:.0f} chosen, {means[1]:.0f} rejected")
+    shares = ", ".join(f"{share:.0%} by {name}" for name, share in by.items())
+    print(f"A reader of the answers alone would find the chosen one of so many pairs: {shares}")
+    by["their length"] = max(longer, 1 - longer)
+    if told := ", ".join(f"{share:.0%} by {name}" for name, share in by.items() if share > TOLD):
+        print(f"Warning: chosen can be told from rejected without the message: {told} alone. The model may learn that instead.")
+        print("If that is not your aim, mend answers until both sorts are alike in it: as long, with the same openings and words.")
+    for line in direction.get("measure", []):
+        if "pattern" not in line:
+            print(f"Measure: {line['name']}: a line of the tables of 2 and 4")
+        else:
+            found = [[len(re.findall(line["pattern"], pair[key], re.IGNORECASE)) for pair in both] for key in ("chosen", "rejected")]
+            chosen, rejected = (sum(n if line.get("count") else n > 0 for n in own) / len(both) for own in found)
+            shown = (
+                f"{chosen:.1f} in chosen, {rejected:.1f} in rejected answers"
+                if line.get("count")
+                else f"{chosen:.0%} of chosen, {rejected:.0%} of rejected"
+            )
+            print(f"Measure: {line['name']}: {shown}{'' if chosen != rejected else '. Warning: it cannot tell them apart'}")
+    if not direction.get("measure"):
+        print(f"This direction has no measure, so 4 cannot judge whether it was learned. Fill in and paste into its block: {PASTE}")
+    each = ", ".join(f"{number} {name} ({MOVED / number:.0%})" if number >= MOVED else f"{number} {name} (never)" for name, number in asked.items())
+    print(f"Held out: {each}. In brackets: how many of them must change, all one way, to be told from chance.")
+    if asked.get("questions", 2 * MOVED) < 2 * MOVED:
+        print(f"Warning: {asked['questions']} questions are few; hold out {2 * MOVED}, by part = 'choose' in a topic (in CSV a column part).")
+
+
+# ---- What can be wrong ---------------------------------------------------------------------------------------------------------------
 def stop_at_problems() -> None:
     """End the script with a line for each problem, if there are any."""
     lines = [
@@ -215,7 +471,13 @@ def check_direction(name: str, direction: object) -> None:
             inspect.signature(function).bind({}, False)
         except (TypeError, ValueError):
             what = f'"{key}" must be a function of two arguments, a topic and whether the user is right'
-            there = f", not {inspect.signature(function)}" if inspect.isfunction(function) else " (it is missing)" if function is None else ""
+            there = (
+                f", not {inspect.signature(function, eval_str=True)}"
+                if inspect.isfunction(function)
+                else " (it is missing)"
+                if function is None
+                else ""
+            )
             PROBLEMS[f"{what}{there}; mend it"].append(where)
     for line in direction.get("measure", []) if isinstance(direction.get("measure", []), list) else []:
         try:
@@ -327,246 +589,6 @@ def check_likeness(groups: list[list[str]], apart: tuple[list[str], list[str]], 
         shared = sum(weight[word] for word in everything[one] & everything[other])
         if shared > most * (total[one] + total[other] - shared):
             PROBLEMS["two messages are too much alike; reword one, or take it out"].append(f"{one!r} and {other!r}")
-
-
-# ---- From topics to files ------------------------------------------------------------------------------------------------------------
-HERE = Path(__file__).resolve().parent
-FOLDER = HERE.parents[1] / "output"
-CLAIMS, HELDOUT = HERE / "claims.toml", HERE / "heldout.toml"  # to train on, and to measure with
-
-
-def heldout_pair(topic: Topic, user_is_right: bool, direction: str) -> dict:
-    """Return what 2, 3 and 4 need of a held-out claim: answers written by hand, whatever the direction, and the claim and its opposite as plain
-    statements."""
-    made, other = ("right", "wrong") if user_is_right else ("wrong", "right")
-    return {
-        "prompt": topic.messages(user_is_right)[0],
-        "chosen": answer_honestly(topic, user_is_right),
-        "rejected": flatter(topic, user_is_right),
-        "user_is_right": user_is_right,
-        "kind": "true" if user_is_right else CALLED[topic["kind"]],
-        "claim": topic[f"claim_{made}"],
-        "opposite": topic[f"claim_{other}"],
-        "neutral_question": topic["question"],
-        "topic": topic["name"],
-        "direction": direction,
-    }
-
-
-def openings(answer: str) -> list[str]:
-    return [" ".join(words_of(answer)[:length]) for length in (1, 2, 3)]
-
-
-def without_the_message(topics: list[list[dict]], features) -> float:
-    """Return the share of pairs of which a reader who never sees the message finds the chosen answer: naive Bayes with add-one smoothing over what
-    features() returns of an answer, fitted to the pairs of the other topics. Far above one half, something but the claim tells the answers apart."""
-    own = [{key: Counter(itertools.chain(*(features(pair[key]) for pair in pairs))) for key in ("chosen", "rejected")} for pairs in topics]
-    everything = {key: sum((counts[key] for counts in own), Counter()) for key in ("chosen", "rejected")}
-    found = []
-    for pairs, mine in zip(topics, own):
-        counts = {key: everything[key] - mine[key] for key in everything}
-        vocabulary = len(counts["chosen"] | counts["rejected"]) or 1
-        size = math.log((counts["rejected"].total() + vocabulary) / (counts["chosen"].total() + vocabulary))
-        for pair in pairs:
-            leads = [sum(math.log((counts["chosen"][f] + 1) / (counts["rejected"][f] + 1)) + size for f in features(pair[key])) for key in everything]
-            found.append((leads[0] > leads[1]) + (leads[0] == leads[1]) / 2)
-    return sum(found) / len(found)
-
-
-def put(path: Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary sibling, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def save(files: dict[str, list[dict]]) -> list[str]:
-    """Write the data, and return what to say of it. A file that is not as this script wrote it last, such as pairs of the reader's own, is renamed
-    and so kept; one that would be empty is not there."""
-    FOLDER.mkdir(exist_ok=True)
-    record, notes = FOLDER / ".written.sha256", []
-    before, now = record.read_text(encoding="utf-8", errors="replace") if record.exists() else "", ""
-    for name, rows in files.items():
-        path, text = FOLDER / name, json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
-        if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() not in before:
-            names = (path.with_name(f"{path.stem}.{number}.json") for number in itertools.count(1))
-            path.rename(kept := next(free for free in names if not free.exists()))
-            notes.append(f"output/{name} was not as this script had written it, and is kept as output/{kept.name}")
-        if not rows:
-            path.unlink(missing_ok=True)
-            continue
-        put(path, text)
-        now += f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n"
-    put(record, now)
-    return notes
-
-
-def split(topics: list[Topic], part: str, share: bool) -> tuple[list[Topic], list[Topic]]:
-    """Return the topics to train on and those held out: those whose part says so, or if none does and share is true, every sixth."""
-    train = [topic for topic in topics if (topic.get("part") or "train") == "train"]
-    if share and len(train) == len(topics):
-        return [topic for number, topic in enumerate(topics, 1) if number % 6], topics[5::6]
-    return train, [topic for topic in topics if topic.get("part") == part]
-
-
-def as_topics(prompts: list, place: str) -> list[Topic]:
-    """Return the prompts of a direction as topics."""
-    topics = []
-    for number, prompt in enumerate(prompts, 1):
-        fields = {"prompt": prompt} if isinstance(prompt, str) else prompt
-        if not isinstance(fields, dict) or not all(isinstance(fields.get(key, ""), str) for key in ("prompt", "name")) or not fields.get("prompt"):
-            PROBLEMS['must be a text, or a dict with a "prompt" that is one; mend it'].append(f"{place}, {number}")
-        else:
-            topics.append(Topic(fields, f"{place}, {number}"))
-    return topics
-
-
-def show_figures(pairs: list[list[dict]], direction: dict, replies: int) -> None:
-    """Print what can be told from the answers alone, and what the measure of the direction makes of them."""
-    both = list(itertools.chain(*pairs))
-    lengths = {key: [len(words_of(pair[key])) for pair in both] for key in ("chosen", "rejected")}
-    means = [sum(counts) / len(counts) for counts in lengths.values()]
-    longer = sum((one > other) + (one == other) / 2 for one, other in zip(*lengths.values())) / len(both)
-    by = {"their words": without_the_message(pairs, words_of), "how they open": without_the_message(pairs, openings)}
-    print(f"Words per answer: {means[0]:.0f} chosen, {means[1]:.0f} rejected")
-    shares = ", ".join(f"{share:.0%} by {name}" for name, share in by.items())
-    print(f"A reader of the answers alone would find the chosen one of so many pairs: {shares}")
-    by["their length"] = max(longer, 1 - longer)
-    if told := ", ".join(f"{share:.0%} by {name}" for name, share in by.items() if share > 0.7):
-        print(f"Warning: chosen can be told from rejected without the message: {told} alone. The model may learn that, and nothing else.")
-    for line in direction.get("measure", []):
-        if "pattern" not in line:
-            print(f"Measure: {line['name']}: a line that 2 and 4 print anyway; 2 refuses a name that it does not know")
-        else:
-            found = [[len(re.findall(line["pattern"], pair[key], re.IGNORECASE)) for pair in both] for key in ("chosen", "rejected")]
-            chosen, rejected = (sum(n if line.get("count") else n > 0 for n in own) / len(both) for own in found)
-            shown = (
-                f"{chosen:.1f} in chosen, {rejected:.1f} in rejected answers"
-                if line.get("count")
-                else f"{chosen:.0%} of chosen, {rejected:.0%} of rejected"
-            )
-            print(f"Measure: {line['name']}: {shown}{'' if chosen != rejected else '. Warning: it cannot tell them apart'}")
-    if not direction.get("measure"):
-        print(f"This direction has no measure, so 4 cannot judge whether it was learned. Fill in and paste into its block: {PASTE}")
-    moved = 6  # of which all go one way: the fewest that McNemar's exact test tells from chance, 2 * 0.5**6 = 0.03
-    change = f"a change of under {moved / replies:.0%} of them" if replies >= moved else "no change of so few"
-    print(f"Measured on {replies} held-out replies: {change} {'cannot' if replies >= moved else 'can'} be told from chance.")
-    if replies < 2 * moved:
-        print(f"Warning: {replies} held-out questions are few; hold out more, by part = 'choose' in a topic (in CSV a column part).")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
-    parser.add_argument("--direction", choices=DIRECTIONS, action="append", help="what the model shall learn (default: polite)")
-    parser.add_argument(
-        "--claims",
-        metavar="FILE",
-        type=Path,
-        default=CLAIMS,
-        help="topics of your own: TOML like claims.toml, or CSV with its fields as columns (wrong, right, correct, flatter, affirm, contradict; "
-        'several messages in a cell with | between; "choose" in a column part holds a topic out, else every sixth is)',
-    )
-    parser.add_argument("--final", action="store_true", help="held-out claims of topics by which nothing was chosen; look at them once, at the end")
-    args = parser.parse_args()
-    name, *others = args.direction or ["polite"]
-    if others:
-        parser.error(f"--direction is given {len(others) + 1} times ({', '.join(args.direction)}); give it once")
-    direction, part = DIRECTIONS[name], "final" if args.final else "choose"
-    check_direction(name, direction)
-    stop_at_problems()
-
-    # The topics: claims, or the prompts of the direction; and of both those that are held out.
-    claims, measured = read(args.claims), read(HELDOUT)
-    check_fields(measured, ["part"])
-    measured = [topic for topic in measured if topic.get("part") == part]
-    own_prompts, mine = direction.get("prompts"), args.claims.resolve() != CLAIMS or "prompts" in direction
-    where = f'DIRECTIONS["{name}"], prompts' if own_prompts else args.claims.name
-    train, asked = split(as_topics(own_prompts, where) if own_prompts else claims, part, mine and not direction.get("heldout"))
-    asked += as_topics(direction.get("heldout", []), f'DIRECTIONS["{name}"], heldout')
-    if {str(topic.get("kind")) for topic in measured} != CALLED.keys():
-        PROBLEMS[f'no opinion or no fact with part = "{part}"; write some, or take it from the repository again'].append(HELDOUT.name)
-    check_fields(measured, CLAIM_PARTS)
-    for double in [one for one, number in Counter(str(topic.get("name")) for topic in measured).items() if number > 1]:
-        PROBLEMS[f"two topics are called {double!r}; rename one"].append(HELDOUT.name)
-    has_prompts = all("prompt" in topic for topic in train)
-    controls = CONTROL_PAIRS if direction.get("controls", not has_prompts) else 0
-    count = min(PREFERENCE_PAIRS, len(train)) if mine else PREFERENCE_PAIRS
-    controls = min(controls, len(train)) if mine else controls
-    if not train:
-        PROBLEMS["has no topic to train on; write some"].append(where)
-    elif (need := max(count, controls)) > len(train) or PREFERENCE_PAIRS < 1 or CONTROL_PAIRS < 0:
-        PROBLEMS[
-            f"{len(train)} topics to train on, and PREFERENCE_PAIRS = {PREFERENCE_PAIRS}, CONTROL_PAIRS = {CONTROL_PAIRS} need {need}; write "
-            f"{max(0, need - len(train))} more, or set both to at most {len(train)} in this script (the first to at least 1)"
-        ].append(where)
-    stop_at_problems()
-
-    # The pairs.
-    rng.shuffle(train)
-    beside = train  # with prompts of the reader's own, what keeps the model honest on claims while it learns something else
-    if has_prompts and controls:
-        rng.shuffle(beside := claims if own_prompts else read(CLAIMS))
-    check_fields(train, ["prompt"] if has_prompts else ["wrong"])
-    check_fields(beside if controls else [], ["right"])
-    stop_at_problems()
-    said = {
-        topic.place: [pick(topic.messages(user_is_right) or [""]) for user_is_right in (False, True)]
-        for topic in {id(topic): topic for topic in train + beside}.values()
-    }
-
-    def pairs(topics: list[Topic], number: int, user_is_right: bool, functions: dict) -> list[dict]:
-        Topic.asked, rows = {}, []
-        for topic in topics[:number]:
-            chosen, rejected = (write_answer(functions, key, topic, user_is_right) for key in ("prefer", "avoid"))
-            rows.append({"prompt": said[topic.place][user_is_right], "chosen": chosen, "rejected": rejected})
-            if chosen and chosen == rejected:
-                PROBLEMS["chosen and rejected are the same text; mend the topic, or the two functions of the direction"].append(topic.place)
-        check_fields(topics, Topic.asked)
-        return rows
-
-    preference_data = pairs(train, count, False, direction)
-    control_data = pairs(beside, controls, True, direction if beside is train else DIRECTIONS["polite"])
-    complete = [topic for topic in asked if all(topic.get(field) for field in CLAIM_PARTS)]
-    questions = [messages[0] for topic in asked if topic not in complete for right in (False, True) if (messages := topic.messages(right))]
-    questions = list(dict.fromkeys(questions))
-    heldout_data = [heldout_pair(topic, user_is_right, name) for user_is_right in (False, True) for topic in measured + complete]
-    # The wrong and the right claim on one topic are alike on purpose; otherwise no two messages may be.
-    prompts = [[pair["prompt"] for pair in data] for data in (preference_data, control_data, heldout_data)]
-    half = len(heldout_data) // 2
-    check_likeness(
-        [*prompts[:2], prompts[2][:half], prompts[2][half:]], (prompts[0] + prompts[1], prompts[2] + questions), 0.85 if has_prompts else 0.6
-    )
-    stop_at_problems()
-
-    # The files.
-    sources = {path.name if path.parent == HERE else str(path): path for path in (Path(__file__).resolve(), args.claims.resolve(), HELDOUT)}
-    own_file = f" --claims {shlex.quote(str(args.claims))}" if args.claims.resolve() != CLAIMS else ""
-    heldout_data[0]["about"] = {
-        "sentence": direction["sentence"],
-        "measure": direction.get("measure", []),
-        "questions": questions,
-        "command": f"--direction {name}{own_file}{' --final' if args.final else ''}",
-        "sources": {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in sources.items()},
-    }
-    notes = save({"preference_data.json": preference_data, "control_data.json": control_data, "heldout_data.json": heldout_data})
-
-    for note in notes:
-        print(note)
-    for pair in rng.sample(preference_data, min(2, len(preference_data))) + rng.sample(control_data, min(1, len(control_data))):
-        print(f"prompt:   {pair['prompt']}\nchosen:   {pair['chosen']}\nrejected: {pair['rejected']}\n")
-    print(f"Direction {name}: {direction['sentence']}")
-    together = itertools.zip_longest(preference_data, [] if has_prompts else control_data)
-    show_figures([[pair for pair in pairs if pair] for pairs in together], direction, len(questions) or len(heldout_data))
-    if mine:
-        both = f"{len(questions)} questions and {2 * len(complete)} claims"
-        print(f"{where}: {len(train)} topics to train on, {len(asked)} held out, whose {both} 2 and 4 ask too: run 2 again")
-    print(f"Successfully generated {len(preference_data)} preference data items, saved to: output/preference_data.json")
-    topics = len(measured + complete)
-    print(f"Beside them: {len(control_data)} pairs in which the user is right, and {len(heldout_data)} held-out claims on {topics} other topics")
-    print("Edit this script to change the preference direction, e.g. to a more direct tone.")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ DPO raises the probability of the chosen answer relative to the rejected one, me
 beta * (log p - log p_ref); the margin is the reward of the chosen answer minus that of the rejected one. Before the first step both are 0
 and the loss is ln 2 = 0.6931.
 
-A model of more than 300 million weights gets a supervised loss on the chosen answers (SFT) beside it, the mean of -log p over their tokens, at a
-weight of 0.05: with DPO alone Qwen's 0.5 B soon wrote nonsense, where SmolLM2's 135 M learned more without (RESULTS.md). Both losses are measured
-and logged whatever is minimised (--loss); the table and the curves show the DPO loss.
+Beside it stands a little of a supervised loss on the chosen answers (SFT), the mean of -log p over their tokens: with DPO alone the model forgets
+where an answer ends. Both losses are measured and logged whatever is minimised (--loss); the table and the curves show the DPO loss.
+
+The larger a model, the more a step of the same rate changes what it says: at 1e-5 a 0.5 B model soon wrote nonsense (RESULTS.md). So a model of
+more than 300 million weights is trained at a rate of 3e-6.
 """
 
 import math
@@ -37,8 +39,8 @@ from toolkit.models import best_device, check_model, quiet_libraries, versions
 from toolkit.pairs import data_file, item_names, read_pairs
 from toolkit.paths import BASE_MODEL, CONTROL_DATA, CURVES, HELDOUT_DATA, RESULTS, TRAINING_LOG
 
-SMALL = 300_000_000  # weights, up to which a model is trained with DPO alone
-LOSSES = {"dpo": {"dpo": 1.0}, "sft": {"sft": 1.0}, "dpo+sft": {"dpo": 1.0, "sft": 0.05}}  # what is minimised: weight of each loss
+SMALL = 300_000_000  # weights, up to which a model is trained at the chapter's rate
+LOSSES = {"dpo": {"dpo": 1.0}, "sft": {"sft": 1.0}, "dpo+sft": {"dpo": 1.0, "sft": 0.02}}  # what is minimised: weight of each loss
 
 
 @dataclass
@@ -46,10 +48,10 @@ class Config:
     """The settings of a run. The defaults are the chapter's; each field is a flag."""
 
     beta: float = flag(0.1, "how strongly the policy is held near the reference model; higher is closer")
-    learning_rate: float = flag(None, "peak learning rate, which falls to 0 in a straight line (default: 1e-5, with --lora 2e-4)")
+    learning_rate: float = flag(None, "peak learning rate, which falls to 0 in a straight line (default: 1e-5; large models 3e-6; --lora 2e-4)")
     epochs: int = flag(3, "passes over the pairs")
     batch_size: int = flag(2, "pairs per device and step")
-    loss: str = flag(None, "what is minimised: the DPO loss, the supervised loss (SFT), or both (default: by the model's size)", list(LOSSES))
+    loss: str = flag("dpo+sft", "what is minimised: the DPO loss, the supervised loss (SFT), or both", list(LOSSES))
     lora: bool = flag(False, "train small low-rank matrices beside the weights (LoRA), and merge them in at the end")
     seed: int = flag(42, "seed of the order of the pairs, and with --lora of its matrices' first values")
     max_steps: int = flag(-1, "stop after this many steps; -1: after the epochs")
@@ -58,10 +60,9 @@ class Config:
     resume: bool = flag(False, "go on from the last checkpoint of a run that was interrupted")
 
     def __post_init__(self):
-        if self.learning_rate is None:
-            self.learning_rate = 2e-4 if self.lora else 1e-5
         for name in ("beta", "learning_rate", "epochs", "batch_size"):
-            if not 0 < getattr(self, name) < math.inf:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0")
         if self.max_steps == 0 or not 0 <= self.seed < 2**32:
             raise ValueError("--max-steps must not be 0, and --seed must lie between 0 and 2**32 - 1")
@@ -89,7 +90,7 @@ def main(config: Config) -> None:
     model = AutoModelForCausalLM.from_pretrained(BASE_MODEL, dtype=torch.float32, use_safetensors=True)  # bf16 would round small updates away
     # The embeddings stay as they are, and with them the output layer, which has the same weights: a step is a tenth shorter so.
     model.get_input_embeddings().requires_grad_(False)
-    config.loss = config.loss or ("dpo" if model.num_parameters() <= SMALL else "dpo+sft")
+    config.learning_rate = config.learning_rate or (2e-4 if config.lora else 1e-5 if model.num_parameters() <= SMALL else 3e-6)
 
     # Data. A pair is {"prompt": messages, "chosen": messages, "rejected": messages}: where the chapter hands TRL plain strings, we turn them
     # into chat messages, since only to these it applies the chat template, with which steps 2 and 4 ask.
@@ -114,7 +115,7 @@ def main(config: Config) -> None:
         save_steps=20,
         save_total_limit=1,
         eval_strategy="steps",
-        eval_steps=30,
+        eval_steps=60,
         max_length=None,  # no pair is cut or left out, however long
         activation_checkpointing=False,  # saves memory that short rows do not need, and costs a third of the time
         # The reference model runs once over all pairs, before the first step, and no second model is kept.

@@ -126,7 +126,7 @@ def test_the_verdict_judges_the_direction_first(line, before, after, said):
     new = result(biased="o", false="n", true="s") | taught(*lines, own_questions=asking(*after))
     rows = changes(old, new)
     assert [row.after.name for row in rows if row.after.own] == [line["name"] for line in lines] == [row.after.name for row in rows[: len(lines)]]
-    assert len({row.after.name for row in rows}) == len(rows) == 15 + ("pattern" in (line or {}))
+    assert len({row.after.name for row in rows}) == len(rows) == 16 + ("pattern" in (line or {}))
     assert verdict(rows, turned(old, new)).startswith(said)
     if not line:
         assert "Worse: nothing beyond chance." in verdict(rows, turned(old, new))

@@ -69,7 +69,7 @@ WIDTHS_AND_SCHEMES = pytest.mark.parametrize("page", [(1200, "light"), (360, "li
 def test_every_measure_is_what_step_4_printed(reported, page):
     printed = [re.sub(r"  (better|worse)$", "", line) for line in reported.printed.splitlines() if re.search(r"\[.+, .+\](  \w+)?$", line)]
     rows = page.locator("tbody tr").all()
-    assert len(rows) == len(printed) == 16 and printed[0].startswith("replies with a sharp remark")
+    assert len(rows) == len(printed) == 17 and printed[0].startswith("replies with a sharp remark")
     for line, row in zip(printed, rows):
         cells = [cell.inner_text().split() for cell in row.locator("td").all()]
         assert line.split()[-5:] == [*cells[0], *cells[1], cells[2][0], cells[2][1], cells[2][2]]

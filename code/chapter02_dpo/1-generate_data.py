@@ -142,8 +142,7 @@ DIRECTIONS = {
         "prefer": answer_honestly,
         "avoid": flatter,
         "measure": [
-            {"name": "biased opinions: opposes", "better": "higher"},
-            {"name": "false beliefs: opposes", "better": "higher"},
+            {"name": "wrong claims: opposes", "better": "higher"},
             {"name": "right claims: sides with the user", "better": "higher"},
         ],
     },

@@ -8,7 +8,7 @@ from toolkit.files import read_json, sha256
 from toolkit.measure import Measure, direction_of, is_side, measures, shown
 from toolkit.paths import BEFORE, CHAPTER, CONTROL_DATA, HELDOUT_DATA, PREFERENCE_DATA, TRAINING_LOG
 
-LEVEL = 0.05  # of all verdicts together
+LEVEL = 0.05  # of several verdicts together
 
 
 @dataclass
@@ -54,14 +54,15 @@ def paired(old: Measure, new: Measure) -> Change:
 
 def changes(before: dict, after: dict) -> list[Change]:
     """Return every measure before and after, by the direction that after has been trained for. What has a better side gets a verdict, at LEVEL for
-    all of them together (Holm 1979)."""
+    the direction's own measures together, and for all others together (Holm 1979)."""
     before = before | {"direction": after.get("direction", {})}
     rows = [paired(old, new) for old, new in zip(measures(before), measures(after))]
-    judged = sorted((row for row in rows if row.after.better), key=lambda row: row.p)
-    for rank, row in enumerate(judged):
-        if row.p * (len(judged) - rank) > LEVEL:
-            break
-        row.verdict = "better" if (row.change < 0) == (row.after.better == "lower") else "worse"
+    for own in (True, False):
+        judged = sorted((row for row in rows if row.after.better and row.after.own is own), key=lambda row: row.p)
+        for rank, row in enumerate(judged):
+            if row.p * (len(judged) - rank) > LEVEL:
+                break
+            row.verdict = "better" if (row.change < 0) == (row.after.better == "lower") else "worse"
     return rows
 
 

@@ -10,6 +10,7 @@ out.
 
 import json
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from toolkit.files import write
 from toolkit.judge import SIDES, WEIGHTS, evidence, plain, sequences, weigh
 from toolkit.paths import CHAPTER
 
-LABELS = CHAPTER / "judge_labels.jsonl"
-UNSEEN = "SmolLM2 tuned, default, held-out"  # the run of README.md's table; nothing is fitted to its replies
+LABELS, HELDOUT = CHAPTER / "judge_labels.jsonl", CHAPTER / "heldout.toml"
+SHOWN = "SmolLM2 tuned, default, held-out"  # the run of README.md's table; what the table shows of it is not fitted to
 SELDOM = 6  # sequences that fewer labelled replies hold are left out
 SCALE = 0.6  # of a sequence beside the evidence, which is scaled to a standard deviation of 1
 
@@ -29,12 +30,13 @@ SCALE = 0.6  # of a sequence beside the evidence, which is scaled to a standard 
 def fit(rows: list[dict]) -> dict:
     """Return the weights of a logistic regression from what was found in each reply to the first reader's label, all three sides counting alike.
 
-    Replies of the run that README.md shows are left out, so that its table is read by a judge that never saw them."""
+    The replies that README.md's table is of are left out: those of the default run on the topics to choose by."""
     import numpy
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    rows = [row for row in rows if row["model"] != UNSEEN]
+    choose = {topic["name"] for topic in tomllib.loads(HELDOUT.read_text(encoding="utf-8"))["topic"] if topic["part"] == "choose"}
+    rows = [row for row in rows if row["model"] != SHOWN or row["topic"] not in choose]
     names = list(rows[0]["evidence"])
     counts = Counter(run for row in rows for run in row["sequences"])
     runs = [run for run in sorted(counts) if counts[run] >= SELDOM]
@@ -75,7 +77,6 @@ def exchanges(label: str, judged: str) -> bool:
 
 def in_short(rows: list[dict]) -> str:
     """Return in a sentence how single replies are read, on topics that were left out of the fit; judge.json carries it to the report."""
-    rows = [row for row in rows if row["model"] != UNSEEN]
     alike = sum(row["labels"][0] == row["judged"] for row in rows) / len(rows)
     taken = [row for row in rows if row["labels"][0] != "neither"]
     right, exchanged = (sum(test(row["labels"][0], row["judged"]) for row in taken) / len(taken) for test in (str.__eq__, exchanges))
@@ -84,10 +85,9 @@ def in_short(rows: list[dict]) -> str:
 
 def report(rows: list[dict]) -> str:
     """Return in words how the judge reads what it was not fitted to: the confusion, and the rates by model and kind."""
-    seen = [row for row in rows if row["model"] != UNSEEN]
-    topics = {row["topic"] for row in seen}
-    lines = [f"{len(seen)} labelled replies on {len(topics)} topics. Labelled (rows) and judged (columns), on topics that were left out of the fit:"]
-    counts = Counter((row["labels"][0], row["judged"]) for row in seen)
+    topics = {row["topic"] for row in rows}
+    lines = [f"{len(rows)} labelled replies on {len(topics)} topics. Labelled (rows) and judged (columns), on topics that were left out of the fit:"]
+    counts = Counter((row["labels"][0], row["judged"]) for row in rows)
     lines.append(f"{'':10}" + "".join(f"{side:>9}" for side in SIDES))
     for label in SIDES:
         total = sum(counts[label, side] for side in SIDES)

@@ -216,7 +216,7 @@ def own_measure(result: dict, line: dict) -> Measure:
 def general_measures(result: dict) -> list[Measure]:
     """Return the lines that every direction has."""
     heldout = result["heldout"]
-    rows = []
+    rows = [Measure("wrong claims: opposes", [is_side(item, "opposes") for item in heldout if not item["user_is_right"]], better="higher")]
     for kind, name in KINDS.items():
         claims = [item for item in heldout if item["kind"] == kind]
         right = kind == "true"

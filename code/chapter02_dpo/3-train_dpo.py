@@ -22,8 +22,8 @@ and the loss is ln 2 = 0.6931.
 Beside it stands a little of a supervised loss on the chosen answers (SFT), the mean of -log p over their tokens: with DPO alone the model forgets
 where an answer ends. Both losses are measured and logged whatever is minimised (--loss); the table and the curves show the DPO loss.
 
-The larger a model, the more a step of the same rate changes what it says: at 1e-5 a 0.5 B model soon wrote nonsense (RESULTS.md). So a model of
-more than 300 million weights is trained at a rate of 3e-6.
+At the chapter's rate of 1e-5 with DPO alone a 0.5 B model soon wrote nonsense, and with SFT at 0.05 it became curt (RESULTS.md). So a model of more
+than 300 million weights is trained at a rate of 3e-6.
 """
 
 import math
@@ -45,7 +45,7 @@ LOSSES = {"dpo": {"dpo": 1.0}, "sft": {"sft": 1.0}, "dpo+sft": {"dpo": 1.0, "sft
 
 @dataclass
 class Config:
-    """The settings of a run. The defaults are the chapter's; each field is a flag."""
+    """The settings of a run. The defaults are the chapter's, but for the SFT term and the rate of large models; each field is a flag."""
 
     beta: float = flag(0.1, "how strongly the policy is held near the reference model; higher is closer")
     learning_rate: float = flag(None, "peak learning rate, which falls to 0 in a straight line (default: 1e-5; large models 3e-6; --lora 2e-4)")

@@ -124,4 +124,4 @@ def test_readme_quotes_what_was_printed(real, tmp_path):
     (tmp_path / "heldout_data.json").write_text(real.heldout, encoding="utf-8")
     check_quotes(README, printed, [tmp_path])
     with pytest.raises(AssertionError, match="nothing prints: "):
-        check_quotes(README.replace("from wheel: done", "from wheel: fetched"), printed, [tmp_path])
+        check_quotes(README.replace("from hub: cannot be reached", "from hub: cannot be found"), printed, [tmp_path])

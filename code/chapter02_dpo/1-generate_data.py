@@ -173,7 +173,6 @@ FOLDER = HERE.parents[1] / "output"
 CLAIMS, HELDOUT = HERE / "claims.toml", HERE / "heldout.toml"  # to train on, and to measure with
 PROBLEMS = defaultdict(list)  # what is wrong and how to mend it: where
 CALLED = {"opinion": "biased", "fact": "false"}  # of a held-out topic, and what its wrong claim is called; its right one is "true"
-CALLED_IN_TABLES = {"biased": "biased opinions", "false": "false beliefs", "true": "right claims"}
 CLAIM_PARTS = "name kind wrong right claim_wrong claim_right question correct flatter affirm contradict".split()  # of a held-out claim
 
 
@@ -278,7 +277,7 @@ def main() -> None:
         print(f"prompt:   {pair['prompt']}\nchosen:   {pair['chosen']}\nrejected: {pair['rejected']}\n")
     print(f"Direction {name}: {direction['sentence']}")
     together = itertools.zip_longest(preference_data, [] if has_prompts else control_data)
-    kinds = Counter(CALLED_IN_TABLES[row["kind"]] for row in heldout_data)
+    kinds = Counter(f"{row['kind']} claims" for row in heldout_data)
     show_figures([[pair for pair in pairs if pair] for pairs in together], direction, ({"questions": len(questions)} if questions else {}) | kinds)
     if mine:
         both = " and ".join(f"{number} {name}" for number, name in ((len(questions), "questions"), (2 * len(complete), "claims")) if number)

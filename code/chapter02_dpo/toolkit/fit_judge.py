@@ -22,7 +22,7 @@ from toolkit.judge import SIDES, WEIGHTS, evidence, plain, sequences, weigh
 from toolkit.paths import CHAPTER
 
 LABELS, HELDOUT = CHAPTER / "judge_labels.jsonl", CHAPTER / "heldout.toml"
-SHOWN = "SmolLM2 tuned, default, held-out"  # the run of README.md's table; what the table shows of it is not fitted to
+IN_README = "SmolLM2 tuned, default, held-out"  # the run of README.md's table; what the table shows of it is not fitted to
 SELDOM = 6  # sequences that fewer labelled replies hold are left out
 SCALE = 0.6  # of a sequence beside the evidence, which is scaled to a standard deviation of 1
 
@@ -36,7 +36,7 @@ def fit(rows: list[dict]) -> dict:
     from sklearn.preprocessing import StandardScaler
 
     choose = {topic["name"] for topic in tomllib.loads(HELDOUT.read_text(encoding="utf-8"))["topic"] if topic["part"] == "choose"}
-    rows = [row for row in rows if row["model"] != SHOWN or row["topic"] not in choose]
+    rows = [row for row in rows if row["model"] != IN_README or row["topic"] not in choose]
     names = list(rows[0]["evidence"])
     counts = Counter(run for row in rows for run in row["sequences"])
     runs = [run for run in sorted(counts) if counts[run] >= SELDOM]

@@ -267,7 +267,8 @@ def test_the_readmes_direction_that_is_not_about_claims(chapter, tmp_path):
     preference, control = (json.loads((chapter.output / f"{name}_data.json").read_text()) for name in ("preference", "control"))
     assert len(preference) == len(control) == 10 and all(row["chosen"].endswith("(it)") for row in preference)
     assert {row["rejected"].endswith("_of_it") for row in preference} == {True, False}
-    assert all(any(row["chosen"] == topic["affirm"] for topic in TRAIN) for row in control)
+    wrong, right = ({topic[key] for topic in TRAIN} for key in ("correct", "affirm"))
+    assert [(row["chosen"] in wrong, row["chosen"] in right) for row in control] == 5 * [(True, False)] + 5 * [(False, True)]
 
 
 @pytest.mark.parametrize("value", ["None", "' '"])
@@ -592,7 +593,9 @@ def test_a_direction_that_is_not_about_claims(chapter, controls):
     assert (chapter.output / "control_data.json").exists() == controls
     if controls:  # honest answers to claims, so that the model keeps them
         control = json.loads((chapter.output / "control_data.json").read_text())
-        assert len(control) == 12 and all(any(row["chosen"] == topic["affirm"] for topic in TRAIN) for row in control)
+        wrong, right = ({topic[key] for topic in TRAIN} for key in ("correct", "affirm"))
+        assert [(row["chosen"] in wrong, row["chosen"] in right) for row in control] == 6 * [(True, False)] + 6 * [(False, True)]
+        assert "Beside them: 12 pairs on claims, half of them right" in out
     assert heldout[0]["about"]["questions"] == ["What is a loop?", "Why use git?"] and len(heldout) == 80
     assert re.search(r"Measure: words: \d\.\d in chosen, \d+\.\d in rejected answers", out)
     assert "Held out: 2 questions (never), 20 biased claims (30%), 20 false claims (30%), 40 true claims (15%)." in out

@@ -134,8 +134,8 @@ def answer_without_figure_or_wrongly(topic: dict, user_is_right: bool) -> str:
 # and if it is not about the claims:
 # "prompts"   a list of questions instead of the claims, in any language: each a text, or a dict with "prompt" and what your functions ask of it
 # "heldout"   a list of questions to measure with; without it, those prompts with "part": "choose", or else every sixth, are not trained on
-# "controls"  whether pairs on right claims stand beside them; with prompts of your own these are honest answers to claims.toml, which keep it
-#             judging (default: only without such prompts)
+# "controls"  whether pairs on right claims stand beside them; with prompts of your own these are honest answers to claims.toml, half of them
+#             wrong ones, which keep it judging (default: only without such prompts)
 DIRECTIONS = {
     "polite": {
         "sentence": "Corrects wrong claims and backs right ones, politely and with reasons, rather than agreeing or contradicting blindly.",
@@ -246,7 +246,11 @@ def main() -> None:
         return rows
 
     preference_data = pairs(train, count, False, direction)
-    control_data = pairs(beside, controls, True, direction if beside is train else DIRECTIONS["polite"])
+    if beside is train:
+        control_data = pairs(train, controls, True, direction)
+    else:  # half of them on wrong claims: right ones alone would teach to agree
+        half = controls // 2
+        control_data = pairs(beside, half, False, DIRECTIONS["polite"]) + pairs(beside[half:], controls - half, True, DIRECTIONS["polite"])
     complete = [topic for topic in asked if all(topic.get(field) for field in CLAIM_PARTS)]
     questions = [messages[0] for topic in asked if topic not in complete for right in (False, True) if (messages := topic.messages(right))]
     questions = list(dict.fromkeys(questions))
@@ -286,7 +290,8 @@ def main() -> None:
             print(f"Whose side replies to the questions take is not judged. For that a held-out topic must have all of {', '.join(CLAIM_PARTS)}.")
     print(f"Successfully generated {len(preference_data)} preference data items, saved to: output/preference_data.json")
     topics = len(measured + complete)
-    print(f"Beside them: {len(control_data)} pairs in which the user is right, and {len(heldout_data)} held-out claims on {topics} other topics")
+    right = "in which the user is right" if beside is train else "on claims, half of them right"
+    print(f"Beside them: {len(control_data)} pairs {right}, and {len(heldout_data)} held-out claims on {topics} other topics")
     print("Edit this script to change the preference direction, e.g. to a more direct tone.")
 
 

@@ -258,6 +258,12 @@ def test_a_direction_of_the_readers_own(chapter):
     assert all(re.search(measure["pattern"], question) for question in questions)
 
 
+def honest_on(pairs: list[dict]) -> list[str]:
+    """Return for each pair which claim on its topic the chosen answer is the honest one to."""
+    answers = {topic[key]: claim for topic in TRAIN for key, claim in (("correct", "wrong"), ("affirm", "right"))}
+    return [answers[pair["chosen"]] for pair in pairs]
+
+
 def test_the_readmes_direction_that_is_not_about_claims(chapter, tmp_path):
     paste(chapter, 1)
     lines = ["prompt,line,slip", *(f"How do I {what} in Python?,{what.split()[0]}(it),{what.split()[0]}_of_it" for what in WHATS)]
@@ -267,8 +273,7 @@ def test_the_readmes_direction_that_is_not_about_claims(chapter, tmp_path):
     preference, control = (json.loads((chapter.output / f"{name}_data.json").read_text()) for name in ("preference", "control"))
     assert len(preference) == len(control) == 10 and all(row["chosen"].endswith("(it)") for row in preference)
     assert {row["rejected"].endswith("_of_it") for row in preference} == {True, False}
-    wrong, right = ({topic[key] for topic in TRAIN} for key in ("correct", "affirm"))
-    assert [(row["chosen"] in wrong, row["chosen"] in right) for row in control] == 5 * [(True, False)] + 5 * [(False, True)]
+    assert honest_on(control) == 5 * ["wrong"] + 5 * ["right"]
 
 
 @pytest.mark.parametrize("value", ["None", "' '"])
@@ -593,8 +598,7 @@ def test_a_direction_that_is_not_about_claims(chapter, controls):
     assert (chapter.output / "control_data.json").exists() == controls
     if controls:  # honest answers to claims, so that the model keeps them
         control = json.loads((chapter.output / "control_data.json").read_text())
-        wrong, right = ({topic[key] for topic in TRAIN} for key in ("correct", "affirm"))
-        assert [(row["chosen"] in wrong, row["chosen"] in right) for row in control] == 6 * [(True, False)] + 6 * [(False, True)]
+        assert honest_on(control) == 6 * ["wrong"] + 6 * ["right"]
         assert "Beside them: 12 pairs on claims, half of them right" in out
     assert heldout[0]["about"]["questions"] == ["What is a loop?", "Why use git?"] and len(heldout) == 80
     assert re.search(r"Measure: words: \d\.\d in chosen, \d+\.\d in rejected answers", out)

@@ -81,7 +81,7 @@ def read_heldout() -> list[dict]:
 def direction_of(heldout: list[dict]) -> dict:
     """Return what held-out claims say of the direction that step 1 wrote the data for, or end the script if steps 2 to 4 could not read it.
 
-    Each claim has its name, "direction", and one has "about": "sentence", "measure" (lines to judge by, see own_measures()), "questions" (asked
+    Each claim has its name, "direction", and one has "about": "sentence", "measure" (lines to judge by, see own_measure()), "questions" (asked
     beside the claims), "command" (the flags of step 1) and "sources" (the files that step 1 read, and their sha256). All of it may be missing.
     """
     rows = [row for row in heldout if isinstance(row, dict)]

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import CHAPTER, ROOT, SCRIPTS, Chapter  # noqa: E402
-from toolkit import compare, judge, measure  # noqa: E402
+from toolkit import compare, fit_judge, judge, measure  # noqa: E402
 
 NAMES = ["README.md", "code/chapter02_dpo/RESULTS.md", "code/chapter02_dpo/DESIGN.md"]
 DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
@@ -249,8 +249,6 @@ def printed_by(folder: Path) -> str:
 @functools.cache
 def judged() -> tuple[list[dict], str]:
     """Return the labelled replies, and what fit_judge.py says of them."""
-    from toolkit import fit_judge
-
     rows = [json.loads(line) for line in fit_judge.LABELS.read_text(encoding="utf-8").splitlines()]
     return rows, fit_judge.report(fit_judge.read_left_out(rows))
 
@@ -259,7 +257,8 @@ def check_judge(documents: dict[str, str]) -> None:
     """What fit_judge.py says of the labelled replies stands in RESULTS.md, and so does how the two readers agreed."""
     results = one_space(documents["code/chapter02_dpo/RESULTS.md"])
     rows, report = judged()
-    assert json.loads(judge.WEIGHTS.read_text(encoding="utf-8"))["validated"] in report, "judge.json is of other labels; run fit_judge.py"
+    weights = json.loads(judge.WEIGHTS.read_text(encoding="utf-8"))
+    assert weights["validated"] in report and weights["off"] == fit_judge.errors(rows), "judge.json is of other labels; run fit_judge.py"
     for line in report.splitlines():
         assert one_space(line) in results, f"RESULTS.md does not say: {one_space(line)}"
     twice = [row["labels"] for row in rows if len(row["labels"]) == 2]

@@ -178,6 +178,14 @@ def test_each_file_is_read_with_the_same_care(tiny, name):
     assert not (tiny.output / "dpo_results/final_model").exists()
 
 
+def test_a_measure_that_4_could_not_find_is_refused_before_training(tiny):
+    rows = json.loads((tiny.output / "heldout_data.json").read_text())
+    rows[0]["about"]["measure"] = [{"name": "wrong claims: oposes", "better": "higher"}]
+    (tiny.output / "heldout_data.json").write_text(json.dumps(rows))
+    assert 'output/heldout_data.json: "about" is not what step 1 writes' in tiny.error(3)
+    assert not list((tiny.output / "dpo_results").glob("*model*"))
+
+
 HELDOUT = {"prompt": "Grass is blue, right?", "chosen": "It is green.", "rejected": "It is blue.", "kind": "false", "user_is_right": False}
 HELDOUT |= {"topic": "grass", "claim": "Grass is blue.", "opposite": "Grass is green.", "neutral_question": "What colour is grass?"}
 ALL_KINDS = [HELDOUT, HELDOUT | {"kind": "biased"}, HELDOUT | {"kind": "true", "user_is_right": True}]

@@ -602,7 +602,7 @@ def test_a_direction_that_is_not_about_claims(chapter, controls):
         assert "Beside them: 12 pairs on claims, half of them right" in out
     assert heldout[0]["about"]["questions"] == ["What is a loop?", "Why use git?"] and len(heldout) == 80
     assert re.search(r"Measure: words: \d\.\d in chosen, \d+\.\d in rejected answers", out)
-    assert "Held out: 2 questions (never), 20 biased claims (30%), 20 false claims (30%), 40 true claims (15%)." in out
+    assert "Held out: 2 questions (never), 20 biased claims (30%), 20 false claims (30%), 40 true claims (20%)." in out
     assert "Warning: 2 questions are few; hold out 12, by part = 'choose'" in out
 
 

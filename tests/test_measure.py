@@ -3,13 +3,14 @@
 import html
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from conftest import CHAPTER
 from test_faults import use_few_claims
 from test_train import log, results
-from toolkit import judge
+from toolkit import compare, judge, measure
 from toolkit.compare import LEVEL, changes, paired
 from toolkit.measure import Measure, direction_of, interval, measures
 
@@ -48,6 +49,20 @@ def test_other_differences_are_paired():
     old = Measure("log-loss", [2.0, 3.0, 4.0, 5.0, 2.5, 3.5], "nats", "lower")
     row = paired(old, Measure("log-loss", [value + 0.1 + 0.01 * (i % 2) for i, value in enumerate(old.values)], "nats", "lower"))
     assert row.change == pytest.approx(0.105) and row.low > 0.09 and row.p < 1e-6
+
+
+def test_intervals_carry_the_judges_error(monkeypatch):
+    """By hand: Wilson's interval of 10 of 20 is 0.5 +- 0.2007, and with an error of 0.1 it is 0.5 +- sqrt(0.2007**2 + 0.196**2)."""
+    monkeypatch.setattr(measure, "error", {"rate": 0.1, "change": 0.2}.get)
+    row = share(10, 10)
+    assert interval(row) == pytest.approx((0.2993, 0.7007), abs=2e-4)
+    assert interval(replace(row, judged=True)) == pytest.approx((0.2195, 0.7805), abs=2e-4)
+    # 10 of 40 replies turn, all one way: beyond chance, and not beyond a judge that is off by 20 points, as a rule.
+    before, after = (replace(share(ones, 40 - ones), better="higher") for ones in (0, 10))
+    monkeypatch.setattr(compare, "measures", lambda result: [result["row"]])
+    for judged, verdict in ((False, "better"), (True, "")):
+        [found] = changes(*({"row": replace(row, judged=judged)} for row in (before, after)))
+        assert found.p < 0.01 and found.verdict == verdict and (found.low > 0) is not judged
 
 
 def result(**sides: str) -> dict:

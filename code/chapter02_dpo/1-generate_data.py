@@ -387,6 +387,7 @@ def as_topics(prompts: list, place: str) -> list[Topic]:
 
 TOLD = 0.8  # of the pairs told by one thing alone, from which on a warning stands; a direction with two aims, half and half, has 0.75
 MOVED = 6  # the fewest replies that McNemar's exact test tells from chance if all go one way: 2 * 0.5**6 = 0.03
+JUDGED = 0.2  # of the claims, of which a smaller change may be the judge's error
 
 
 def show_figures(pairs: list[list[dict]], direction: dict, asked: dict[str, int]) -> None:
@@ -417,7 +418,8 @@ def show_figures(pairs: list[list[dict]], direction: dict, asked: dict[str, int]
             print(f"Measure: {line['name']}: {shown}{'' if chosen != rejected else '. Warning: it cannot tell them apart'}")
     if not direction.get("measure"):
         print(f"This direction has no measure, so 4 cannot judge whether it was learned. Fill in and paste into its block: {PASTE}")
-    each = ", ".join(f"{number} {name} ({MOVED / number:.0%})" if number >= MOVED else f"{number} {name} (never)" for name, number in asked.items())
+    fewest = {name: max(MOVED / number, 0 if name == "questions" else JUDGED) for name, number in asked.items()}
+    each = ", ".join(f"{number} {name} ({f'{fewest[name]:.0%}' if number >= MOVED else 'never'})" for name, number in asked.items())
     print(f"Held out: {each}. In brackets: how many of them must change, all one way, to be told from chance.")
     if asked.get("questions", 2 * MOVED) < 2 * MOVED:
         print(f"Warning: {asked['questions']} questions are few; hold out {2 * MOVED}, by part = 'choose' in a topic (in CSV a column part).")

@@ -19,11 +19,11 @@ DPO raises the probability of the chosen answer relative to the rejected one, me
 beta * (log p - log p_ref); the margin is the reward of the chosen answer minus that of the rejected one. Before the first step both are 0
 and the loss is ln 2 = 0.6931.
 
-Beside it stands a little of a supervised loss on the chosen answers (SFT), the mean of -log p over their tokens: with DPO alone the model forgets
-where an answer ends. Both losses are measured and logged whatever is minimised (--loss); the table and the curves show the DPO loss.
+Beside it stands a little of a supervised loss on the chosen answers (SFT), the mean of -log p over their tokens: with DPO alone hardly a reply
+ends within 80 tokens. Both losses are measured and logged whatever is minimised (--loss); the table and the curves show the DPO loss.
 
-At the chapter's rate of 1e-5 with DPO alone a 0.5 B model soon wrote nonsense, and with SFT at 0.05 it became curt (RESULTS.md). So a model of more
-than 300 million weights is trained at a rate of 3e-6.
+At the chapter's rate of 1e-5 with DPO alone a 0.5 B model soon wrote nonsense (RESULTS.md). So a model of more than 300 million weights is trained
+at a rate of 3e-6.
 """
 
 import math
@@ -47,7 +47,7 @@ LOSSES = {"dpo": {"dpo": 1.0}, "sft": {"sft": 1.0}, "dpo+sft": {"dpo": 1.0, "sft
 class Config:
     """The settings of a run. The defaults are the chapter's, but for the SFT term and the rate of large models; each field is a flag."""
 
-    beta: float = flag(0.1, "how strongly the policy is held near the reference model; higher is closer")
+    beta: float = flag(0.1, "how strongly the model is held near the reference; higher is closer")
     learning_rate: float = flag(None, "peak learning rate, which falls to 0 in a straight line (default: 1e-5; large models 3e-6; --lora 2e-4)")
     epochs: int = flag(3, "passes over the pairs")
     batch_size: int = flag(2, "pairs per device and step")
@@ -133,6 +133,7 @@ def main(config: Config) -> None:
 
     # A checkpoint is gone on from only if it is of a run with these settings, data and weights
     data = {path.name: sha256(path)[:12] for path in (data_path, *([CONTROL_DATA] if controls else []), HELDOUT_DATA)}
+    purpose = trained_for(data)  # the direction, and which files were edited since step 1 wrote them
     run = checkpoints.describe_run(asdict(config) | data, source, args)
     checkpoint = checkpoints.find_checkpoint(run) if config.resume else None
 
@@ -164,7 +165,7 @@ def main(config: Config) -> None:
         "base_model": source,
         "data": data,
         "answers_alone": alone,
-        **trained_for(data),  # the direction, and which files were edited since step 1 wrote them
+        **purpose,
         "versions": versions(),
         "device": device,
         "mixed_precision": args.mixed_precision,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from toolkit.console import fail, printable
 from toolkit.files import read_json, sha256
-from toolkit.measure import Measure, direction_of, is_side, measures, shown
+from toolkit.measure import Measure, direction_of, is_side, measures, shown, with_the_judges_error
 from toolkit.paths import BEFORE, CHAPTER, CONTROL_DATA, HELDOUT_DATA, PREFERENCE_DATA, TRAINING_LOG
 
 LEVEL = 0.05  # of several verdicts together
@@ -37,7 +37,8 @@ def paired(old: Measure, new: Measure) -> Change:
     """Compare the values of two models in pairs, one for each claim, topic, reply or text.
 
     Shares: McNemar's exact test (1947), and the interval of Agresti and Min (2005, https://doi.org/10.1002/sim.1781), which adds half a pair to each
-    of the four cells, so that no difference is certain. Other values: the mean of the differences, and the normal approximation.
+    of the four cells, so that no difference is certain. Other values: the mean of the differences, and the normal approximation. The interval of what
+    the judge has read carries its error.
     """
     differences = [b - a for a, b in zip(old.values, new.values)]
     n, mean = len(differences), sum(differences) / len(differences)
@@ -46,15 +47,16 @@ def paired(old: Measure, new: Measure) -> Change:
         tail = sum(math.comb(up + down, k) for k in range(min(up, down) + 1)) / 2 ** (up + down)
         middle, total = (up - down) / (n + 2), n + 2
         width = 1.96 * math.sqrt((up + down + 1) - (up - down) ** 2 / total) / total
-        return Change(old, new, mean, max(-1.0, middle - width), min(1.0, middle + width), min(1.0, 2 * tail))
+        low, high = with_the_judges_error(new, "change", mean, middle - width, middle + width)
+        return Change(old, new, mean, max(-1.0, low), min(1.0, high), min(1.0, 2 * tail))
     error = math.sqrt(sum((value - mean) ** 2 for value in differences) / max(1, n - 1) / n)
     p = math.erfc(abs(mean) / error / math.sqrt(2)) if error else float(mean == 0)
-    return Change(old, new, mean, mean - 1.96 * error, mean + 1.96 * error, p)
+    return Change(old, new, mean, *with_the_judges_error(new, "change", mean, mean - 1.96 * error, mean + 1.96 * error), p)
 
 
 def changes(before: dict, after: dict) -> list[Change]:
     """Return every measure before and after, by the direction that after has been trained for. What has a better side gets a verdict, at LEVEL for
-    the direction's own measures together, and for all others together (Holm 1979)."""
+    the direction's own measures together, and for all others together (Holm 1979), unless the judge's error may be all of it."""
     before = before | {"direction": after.get("direction", {})}
     rows = [paired(old, new) for old, new in zip(measures(before), measures(after))]
     for own in (True, False):
@@ -62,7 +64,8 @@ def changes(before: dict, after: dict) -> list[Change]:
         for rank, row in enumerate(judged):
             if row.p * (len(judged) - rank) > LEVEL:
                 break
-            row.verdict = "better" if (row.change < 0) == (row.after.better == "lower") else "worse"
+            if not row.low <= 0 <= row.high:
+                row.verdict = "better" if (row.change < 0) == (row.after.better == "lower") else "worse"
     return rows
 
 

@@ -83,8 +83,48 @@ def in_short(rows: list[dict]) -> str:
     return f"Read as labelled: {alike:.0%}; of those that take a side {right:.0%}, with the sides exchanged in {exchanged:.0%}."
 
 
+def share(rows: list[dict], side: str, by) -> float:
+    """Return in percent how many of the rows take a side by what by() returns of each."""
+    return 100 * sum(by(row) == side for row in rows) / len(rows)
+
+
+def off(rows: list[dict], before: list[dict] | None = None) -> list[tuple[float, float]]:
+    """Return for "sides" and "opposes" the rate by labels and by judge, or if there are rows before, by how much these changed. In percent."""
+    both = (lambda row: row["labels"][0]), (lambda row: row["judged"])
+    return [tuple(share(rows, side, by) - (share(before, side, by) if before else 0) for by in both) for side in SIDES[:2]]
+
+
+def cells(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """Return the rows of each model and kind, of which "wrong" is both kinds of wrong claims."""
+    found = {}
+    for row in rows:
+        for kind in [row["kind"]] + ["wrong"] * (row["kind"] != "true"):
+            found.setdefault((row["model"], kind), []).append(row)
+    return dict(sorted(found.items()))
+
+
+def changed(rows: list[dict]) -> dict[tuple[str, str], tuple[list[dict], list[dict]]]:
+    """Return for each tuned model and kind its rows, and those of the untrained model on the same messages, where both were labelled."""
+    base, found = {row["user"]: row for row in rows if row["model"].startswith("SmolLM2 untrained")}, {}
+    for (model, kind), some in cells(rows).items():
+        if model.startswith("SmolLM2 tuned") and all(row["user"] in base for row in some):
+            found[model, kind] = some, [base[row["user"]] for row in some]
+    return found
+
+
+def root_mean_square(errors: list[tuple[float, float]]) -> float:
+    return (sum((one - other) ** 2 for one, other in errors) / len(errors)) ** 0.5
+
+
+def errors(rows: list[dict]) -> dict[str, float]:
+    """Return how far off a rate by the judge is, and a change of one (root mean squares, as shares); the intervals of the tables carry them."""
+    rates = [pair for some in cells(rows).values() for pair in off(some)]
+    moves = [pair for some, before in changed(rows).values() for pair in off(some, before)]
+    return {"rate": round(root_mean_square(rates) / 100, 3), "change": round(root_mean_square(moves) / 100, 3)}
+
+
 def report(rows: list[dict]) -> str:
-    """Return in words how the judge reads what it was not fitted to: the confusion, and the rates by model and kind."""
+    """Return in words how the judge reads what it was not fitted to: the confusion, and the rates and their changes by model and kind."""
     topics = {row["topic"] for row in rows}
     lines = [f"{len(rows)} labelled replies on {len(topics)} topics. Labelled (rows) and judged (columns), on topics that were left out of the fit:"]
     counts = Counter((row["labels"][0], row["judged"]) for row in rows)
@@ -101,12 +141,18 @@ def report(rows: list[dict]) -> str:
         misses += [abs(one - other) for one, other in zip(*rates)]
         lines.append(f"  {model:32} {kind:7} {len(some):4}   " + "   ".join(" / ".join(f"{rate:2.0f}" for rate in own) for own in rates))
     lines.append(f"They differ by {sum(misses) / len(misses):.0f} points on average, {max(misses):.0f} at most.")
+    lines += ["", "Changes against the untrained model on the same messages, in points, sides and opposes, by labels > by judge:"]
+    for (model, kind), (some, before) in changed(rows).items():
+        moves = "   ".join(f"{one:+4.0f} > {other:+4.0f}" for one, other in off(some, before))
+        lines.append(f"  {model:40} {kind:7} {len(some):4}   {moves}")
+    wide = {name: f"{100 * error:.0f}" for name, error in errors(rows).items()}
+    lines.append(f"Root mean square of what they differ by: rates {wide['rate']} points, changes {wide['change']}.")
     return "\n".join(lines)
 
 
 def main() -> None:
     rows = read_left_out([json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()])
-    write(WEIGHTS, json.dumps({"validated": in_short(rows)} | fit(rows), ensure_ascii=False).replace('], "', '],\n"') + "\n")
+    write(WEIGHTS, json.dumps({"validated": in_short(rows), "off": errors(rows)} | fit(rows), ensure_ascii=False).replace('], "', '],\n"') + "\n")
     print(report(rows))
 
 

@@ -186,6 +186,12 @@ def weigh(found: dict[str, float], runs: set[str], weights: dict) -> dict[str, f
     return {side: value / sum(exponentials) for side, value in zip(SIDES, exponentials)}
 
 
+def error(of: str) -> float:
+    """Return how far a "rate" by the judge is from what readers label, or a "change" of one: the root mean square, as a share, on topics that it was
+    not fitted to (fit_judge.py)."""
+    return json.loads(WEIGHTS.read_text(encoding="utf-8"))["off"][of]
+
+
 def leads(model, tokenizer, claims: list[dict], replies: list[str]) -> list[float]:
     """Return log p(claim) - log p(opposite) in nats behind each reply and "In short:", by the model that reads."""
     chats = [[{"role": "assistant", "content": reply + " In short:"}] for reply in replies]

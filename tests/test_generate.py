@@ -400,14 +400,28 @@ def errors(chapter, *flags: str) -> list[str]:
         (f"{{{BLOCK}}}".replace("[?]", "["), "is no measure; write one like"),
         (f"{{{BLOCK}}}".replace("higher", "more"), "is no measure; write one like"),
         (f'{{{BLOCK}, "prompts": []}}', '"prompts" must be a list that is not empty'),
-        (f'{{{BLOCK}, "prompts": ["Why?", 7]}}', 'prompts, 2: must be a text, or a dict with a "prompt" that is one; mend it'),
-        (f'{{{BLOCK}, "heldout": [{{"prmpt": "Why?"}}]}}', 'heldout, 1: must be a text, or a dict with a "prompt" that is one; mend it'),
+        (f'{{{BLOCK}, "prompts": ["Why?", 7]}}', 'prompts, 2: must be a text, or a dict with a "prompt"; mend it'),
+        (f'{{{BLOCK}, "heldout": [{{"prmpt": "Why?"}}]}}', 'heldout, 1: must be a text, or a dict with a "prompt"; mend it'),
+        (f'{{{BLOCK}, "heldout": ["  "]}}', 'heldout, 1: prompt must be a text that is not empty; put it into quotes'),
+        (f'{{{BLOCK}, "prompts": [{{"prompt": "Why?", "part": "Choose"}}]}}', 'prompts, 1: part must be "choose" or "final" (held-out), or left out'),
+        (f'{{{BLOCK}, "prompts": [{{"prompt": ["Why?"]}}]}}', 'prompts, 1: prompt must be a text that is not empty'),
+        (f'{{{BLOCK}, "heldout": [{{"prompt": "Why?", "kind": "zzz"}}]}}', 'heldout, 1: kind must be "opinion" or "fact"'),
+        (f'{{{BLOCK}, "prompts": ("Why?", "How?")}}', '"prompts" must be a list that is not empty'),
+        (f'{{{BLOCK}, "controls": "yes"}}', '"controls" must be a bool; write it there'),
+        (f"{{{BLOCK}}}".replace('"Asks back."', '"  "'), '"sentence" must be a str that is not empty'),
+        (f"{{{BLOCK}}}".replace('"pattern": "[?]", ', ""), "is no line of the tables, and has no pattern; the lines are wrong claims: opposes; biased opinions: sides"),
+        (f"{{{BLOCK}}}".replace("[?]", "x{99999999999}"), "is no measure; write one like"),
+        (f"{{{BLOCK}}}".replace('"better"', '"count": {1}, "better"'), "is no measure; write one like"),
+        (f"{{{BLOCK}}}".replace('"Asks back."', r'"\ud83d\ude00"'), "heldout_data.json, item 1: holds half a character, such as \\ud83d; write it whole"),
+        (f"{{{BLOCK}}}".replace("flatter", r"lambda topic, right: '\ud83d\ude00'"), "preference_data.json, item 1; preference_data.json, item 2 and "),
         (f"{{{BLOCK}}}".replace("flatter", "answer_honestly"), "chosen and rejected are the same text; mend the topic, or the two functions of the direction"),
-        (f"{{{BLOCK}}}".replace("flatter", "lambda topic, right: 7"), "the rejected answer is 7, not a text; mend avoid(), which writes it"),
+        (f"{{{BLOCK}}}".replace("flatter", "lambda topic, right: 7"), "the rejected answer is a int, not a text; mend avoid(), which writes it"),
+        (f"{{{BLOCK}}}".replace("flatter", "lambda topic, right: [topic['correct']]"), "the rejected answer is a list, not a text; mend avoid()"),
+        (f"{{{BLOCK}}}".replace("flatter", "one"), "a topic and whether the user is right, not (topic: Topc) -> str; mend it"),
     ],
 )  # fmt: skip
 def test_a_direction_that_is_not_whole(chapter, block, said):
-    add_direction(chapter, block)
+    add_direction(chapter, block, "def one(topic: Topc) -> str:\n    return ''")
     assert any(said in line for line in errors(chapter, "--direction", "mine"))
 
 
@@ -424,6 +438,10 @@ def test_a_direction_that_is_not_whole(chapter, block, said):
         ),
         ('{"a": 1}["b"]', r": answer\(\) fails with KeyError: 'b' \(line \d+ of 1-generate_data.py\); mend it there$"),
         ("topic['correct'] + 7", r": answer\(\) fails with TypeError: can only concatenate str .*; mend it there$"),
+        ("pick([])", r": answer\(\) fails with IndexError: .* \(line \d+ of 1-generate_data.py\); mend it there$"),
+        ("sys.exit()", r": answer\(\) fails with SystemExit: .*; mend it there$"),
+        ("{}[frozenset()]", r": answer\(\) fails with KeyError: frozenset\(\) .*; mend it there$"),
+        (r"int('one\ntwo')", r": answer\(\) fails with ValueError: .*; mend it there$"),
     ],
 )
 def test_a_function_that_fails_is_named_with_its_line_and_topics(chapter, body, said):
@@ -478,7 +496,7 @@ contradict = "It does not, west is where it rises."
     "old, new, said",
     [
         ('wrong = ["Bread is baked from sand.", "I bake bread from sand."]', "wrong = 3", "topic 1 (bread): wrong must be a text, or a list of texts that are not empty; put it into quotes"),
-        ('correct = "It rises in the east."', "correct = true", "topic 2 (sun): correct must be a text; put it into quotes"),
+        ('correct = "It rises in the east."', "correct = true", "topic 2 (sun): correct must be a text that is not empty; put it into quotes"),
         ('correct = "It rises in the east."', 'corect = "It rises in the east."', "topic 2 (sun): correct is missing or empty, and answer_honestly() asks for it; write it there"),
         ('right = "The sun rises in the east every morning."', "", "topic 2 (sun): right is missing or empty; write it there"),
         ('right = "Bread is baked from flour."', 'right = "I bake bread from sand."', "topic 1 (bread): wrong and right are the same message; reword one"),
@@ -486,6 +504,8 @@ contradict = "It does not, west is where it rises."
         ('kind = "fact"', 'kind = "facts"', 'topic 1 (bread): kind must be "opinion" or "fact"; mend it'),
         ('kind = "fact"', 'part = "Test"', 'topic 1 (bread): part must be "choose" or "final"'),
         ("[[topic]]", "[[topics]]", "mine.toml has no [[topic]]; write one"),
+        (TOPIC, TOPIC + "[[topics]]\n", "mine.toml: has a part 'topics' that is no [[topic]]; mend the name"),
+        (TOPIC, "topic = " + 5000 * "[", "mine.toml cannot be read ("),
         ("[[topic]]", "[topic]", "mine.toml cannot be read ("),
         (TOPIC, "topic = []", "mine.toml: has no topic to train on; write some"),
         (TOPIC, "topic = [3]", "mine.toml, topic 1: is no topic; begin each with a line [[topic]]"),
@@ -576,7 +596,7 @@ def test_a_domain_of_ones_own_in_twelve_rows(chapter, tmp_path):
     (tmp_path / "bicycles.csv").write_text("\n".join(f"{line},{'part' if n == 0 else 'choose' if n == 1 else ''}" for n, line in enumerate(text)))
     assert "11 topics to train on, 1 held out" in chapter.ok(1, "--claims", str(tmp_path / "bicycles.csv"))
     (tmp_path / "bicycles.csv").write_text("\n".join([*text, "too,many,cells,a,b,c,d,e"]))
-    assert "error: bicycles.csv, row 14: has more cells than the first line has names; put texts with commas into quotes" in errors(
+    assert "error: bicycles.csv, line 14: has more cells than the first line has names; put texts with commas into quotes" in errors(
         chapter, "--claims", str(tmp_path / "bicycles.csv")
     )
 
@@ -599,7 +619,7 @@ def test_a_direction_that_is_not_about_claims(chapter, controls):
     if controls:  # honest answers to claims, so that the model keeps them
         control = json.loads((chapter.output / "control_data.json").read_text())
         assert honest_on(control) == 6 * ["wrong"] + 6 * ["right"]
-        assert "Beside them: 12 pairs on claims, half of them right" in out
+        assert "Beside them: 12 pairs on claims, 6 of them right" in out
     assert heldout[0]["about"]["questions"] == ["What is a loop?", "Why use git?"] and len(heldout) == 80
     assert re.search(r"Measure: words: \d\.\d in chosen, \d+\.\d in rejected answers", out)
     assert "Held out: 2 questions (never), 20 biased claims (30%), 20 false claims (30%), 40 true claims (20%)." in out
@@ -624,8 +644,11 @@ def test_what_only_the_answers_give_away_is_told_with_figures(chapter):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ((0, 100), "the first to at least 1"),
-        ((-1, 0), "the first to at least 1"),
+        ((0, 100), "1-generate_data.py: PREFERENCE_PAIRS = 0 must be a whole number, at least 1; mend it"),
+        ((-1, 0), "1-generate_data.py: PREFERENCE_PAIRS = -1 must be a whole number, at least 1; mend it"),
+        ((50, -1), "1-generate_data.py: CONTROL_PAIRS = -1 must be a whole number, at least 0; mend it"),
+        ((99.5, 100), "PREFERENCE_PAIRS = 99.5 must be a whole number"),
+        ((100, "'100'"), "CONTROL_PAIRS = '100' must be a whole number"),
         ((1000, 100), f"claims.toml: {len(TRAIN)} topics to train on, and PREFERENCE_PAIRS = 1000, CONTROL_PAIRS = 100 need 1000; write {1000 - len(TRAIN)} more, or set both to at most {len(TRAIN)} in this script"),
         ((50, 0), None),
         ((50, 20), None),
@@ -674,3 +697,69 @@ def test_held_out_topics_have_names_of_their_own(chapter):
     names = [topic["name"] for topic in HELDOUT if topic["part"] == "choose"]
     edit(chapter, f'name = "{names[0]}"', f'name = "{names[1]}"', "heldout.toml")
     assert errors(chapter) == [f"error: heldout.toml: two topics are called {names[1]!r}; rename one"]
+
+
+def test_held_out_claims_that_2_or_3_would_refuse(chapter):
+    topic = next(topic for topic in HELDOUT if topic["part"] == "choose")
+    edit(chapter, f'correct = "{topic["correct"]}"', f'correct = "{topic["flatter"]}"', "heldout.toml")
+    [line] = errors(chapter)
+    assert topic["name"] in line and "the two claims, or the two answers to one of them, are the same text; reword one" in line
+
+
+@pytest.mark.parametrize("name", ["preference_data.json", "control_data.json", "heldout_data.json", ".heldout_data.json.tmp", ".written.sha256.tmp"])
+def test_all_files_are_written_or_none(chapter, name):
+    """A folder of that name stands in the way of one of them."""
+    chapter.ok(1)
+    (chapter.output / name).unlink(missing_ok=True)
+    (chapter.output / name).mkdir()
+    there = {path.name: path.read_bytes() for path in chapter.output.glob("**/*") if path.is_file()}
+    assert "Is a directory; mend that" in chapter.error(1, "--direction", "blunt")
+    assert {path.name: path.read_bytes() for path in chapter.output.glob("**/*") if path.is_file()} == there
+    (chapter.output / name).rmdir()
+    assert "kept" not in chapter.ok(1, "--direction", "blunt")
+
+
+@pytest.mark.parametrize("file, controls", [(None, 20), ("tests/bicycles.csv", 12)])
+def test_half_of_the_controls_are_right_wherever_they_come_from(chapter, file, controls):
+    prompts = [f"Tell me of apple{number} and river{number}" for number in range(24)]
+    block = f'{{{BLOCK}, "prompts": {prompts!r}, "controls": True}}'.replace("answer_honestly", "lambda topic, _: 'A ' + topic['prompt']")
+    add_direction(chapter, block.replace("flatter", "lambda topic, _: 'B ' + topic['prompt']"))
+    out = chapter.ok(1, "--direction", "mine", *(("--claims", str(ROOT / file)) if file else ()))
+    control = json.loads((chapter.output / "control_data.json").read_text())
+    topics = list(csv.DictReader((ROOT / file).read_text().splitlines())) if file else TRAIN
+    right = "".join("".join(topic["right"]) for topic in topics)
+    assert (len(control), sum(row["prompt"] in right for row in control)) == (controls, controls // 2)
+    assert f"{controls} pairs on claims, {controls // 2} of them right" in out
+
+
+def test_tables_as_spreadsheets_write_them(chapter, tmp_path):
+    """Blank rows are left out, names of columns may have capitals, lines are counted as an editor does, and no column may be there twice."""
+    path = tmp_path / "mine.csv"
+    rows = [
+        ("Prompt", "part", "line"),
+        *((f"Show {word} {number}?", "", word) for number, word in enumerate("cats dogs cows owls".split())),
+        ("", "", ""),
+    ]
+    block = f"{{{BLOCK}}}".replace("answer_honestly", "lambda topic, _: topic['line']").replace("flatter", "lambda topic, _: 'no ' + topic['line']")
+    add_direction(chapter, block)
+
+    def claims(rows):
+        path.write_text("".join(",".join(row) + "\n" for row in rows))
+        return ("--claims", str(path), "--direction", "mine")
+
+    out = chapter.ok(1, *claims(rows))
+    assert len(json.loads((chapter.output / "preference_data.json").read_text())) == 4
+    assert "Warning: mine.csv: nothing is held out" in out and "Warning: 4 pairs are few" in out
+    assert errors(chapter, *claims([(*rows[0], "line"), *rows[1:]])) == ["error: mine.csv: two columns are called line; rename one"]
+    [line] = errors(chapter, *claims([rows[0], rows[-1], ("Show cats?", "Test", "cats"), *rows[2:]]))
+    assert line.startswith('error: mine.csv, line 3: part must be "choose" or "final"')
+
+
+def test_flags_are_refused_in_one_line(chapter):
+    for flags, said in (
+        (("--direction", "no such"), "error: argument --direction: invalid choice: 'no such'"),
+        (("--direction",), "error: argument --direction: expected one argument"),
+        (("more",), "error: unrecognized arguments: more"),
+    ):
+        [line] = chapter.run(1, *flags).stderr.splitlines()
+        assert line.startswith(said)

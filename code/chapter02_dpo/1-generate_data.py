@@ -4,7 +4,7 @@
     python code/chapter02_dpo/1-generate_data.py --direction blunt
     python code/chapter02_dpo/1-generate_data.py --claims FILE
 
-Reads:  claims.toml (or FILE) and heldout.toml beside this script
+Reads:  claims.toml (or FILE), heldout.toml and measures.json beside this script
 Writes: output/preference_data.json  100 pairs on wrong claims: chosen corrects the user, rejected agrees blindly
         output/control_data.json     100 pairs on right claims: chosen agrees with a reason, rejected contradicts
         output/heldout_data.json     40 wrong and 40 right claims on other topics, as people make them, with the neutral question on each
@@ -130,7 +130,7 @@ def answer_without_figure_or_wrongly(topic: dict, user_is_right: bool) -> str:
 # "prefer", "avoid"  the two functions
 # "measure"   one or more lines by which 4 judges whether it was learned: the share of replies in which a pattern (a regular expression, in any case
 #             of letters) is found, or with "count": True the matches a reply, and which way is better, "higher" or "lower". Without a pattern it is
-#             a line that the tables of 2 and 4 have anyway.
+#             a line that the tables of 2 and 4 have anyway (measures.json).
 # and if it is not about the claims:
 # "prompts"   a list of questions instead of the claims, in any language: each a text, or a dict with "prompt" and what your functions ask of it
 # "heldout"   a list of questions to measure with; without it, those prompts with "part": "choose", or else every sixth, are not trained on
@@ -171,9 +171,11 @@ PASTE = '"measure": [{"name": "replies with ...", "pattern": r"...", "better": "
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parents[1] / "output"
 CLAIMS, HELDOUT = HERE / "claims.toml", HERE / "heldout.toml"  # to train on, and to measure with
+LINES = HERE / "measures.json"  # of the tables of 2 and 4
 PROBLEMS = defaultdict(list)  # what is wrong and how to mend it: where
 CALLED = {"opinion": "biased", "fact": "false"}  # of a held-out topic, and what its wrong claim is called; its right one is "true"
 CLAIM_PARTS = "name kind wrong right claim_wrong claim_right question correct flatter affirm contradict".split()  # of a held-out claim
+KNOWN = {"prompt", "part", "figure", *CLAIM_PARTS}  # fields that are texts
 
 
 def main() -> None:
@@ -188,8 +190,11 @@ def main() -> None:
         'filled; several messages in a cell with | between; "choose" in a column part holds a topic out, else every sixth is)',
     )
     parser.add_argument("--final", action="store_true", help="held-out claims of topics by which nothing was chosen; look at them once, at the end")
+    parser.error = lambda message: sys.exit(f"error: {message}")
     args = parser.parse_args()
     name, *others = args.direction or ["polite"]
+    if name not in DIRECTIONS:
+        parser.error(f"there is no direction {name}; give one of {', '.join(DIRECTIONS)} with --direction")
     if others:
         parser.error(f"--direction is given {len(others) + 1} times ({', '.join(args.direction)}); give it once")
     direction, part = DIRECTIONS[name], "final" if args.final else "choose"
@@ -199,34 +204,47 @@ def main() -> None:
     # The topics: claims, or the prompts of the direction; and of both those that are held out.
     claims, measured = read(args.claims), read(HELDOUT)
     check_fields(measured, ["part"])
-    measured = [topic for topic in measured if topic.get("part") == part]
     own_prompts, mine = direction.get("prompts"), args.claims.resolve() != CLAIMS or "prompts" in direction
     where = f'DIRECTIONS["{name}"], prompts' if own_prompts else args.claims.name
-    train, asked = split(as_topics(own_prompts, where) if own_prompts else claims, part, mine and not direction.get("heldout"))
-    asked += as_topics(direction.get("heldout", []), f'DIRECTIONS["{name}"], heldout')
-    if {str(topic.get("kind")) for topic in measured} != CALLED.keys():
+    topics = as_topics(own_prompts, where) if own_prompts else claims
+    more = as_topics(direction.get("heldout", []), f'DIRECTIONS["{name}"], heldout')
+    if not PROBLEMS and {topic.get("kind") for topic in measured if topic["part"] == part} != CALLED.keys():
         PROBLEMS[f'no opinion or no fact with part = "{part}"; write some, or take it from the repository again'].append(HELDOUT.name)
+    stop_at_problems()
+    measured = [topic for topic in measured if topic["part"] == part]
+    train, asked = split(topics, part, mine and not more)
+    asked += more
+    complete = [topic for topic in asked if not any(map(topic.lacks, CLAIM_PARTS))]
     check_fields(measured, CLAIM_PARTS)
-    for double in [one for one, number in Counter(str(topic.get("name")) for topic in measured).items() if number > 1]:
-        PROBLEMS[f"two topics are called {double!r}; rename one"].append(HELDOUT.name)
+    for double in [one for one, number in Counter(topic.get("name") for topic in measured + complete).items() if number > 1]:
+        PROBLEMS[f"two topics are called {double!r}; rename one"].append(HELDOUT.name if not complete else where)
     has_prompts = all("prompt" in topic for topic in train)
-    controls = CONTROL_PAIRS if direction.get("controls", not has_prompts) else 0
-    count = min(PREFERENCE_PAIRS, len(train)) if mine else PREFERENCE_PAIRS
-    controls = min(controls, len(train)) if mine else controls
+    with_controls = direction.get("controls", not has_prompts)
+    beside = train  # with prompts of the reader's own, what keeps the model honest on claims while it learns something else
+    if has_prompts and with_controls:
+        beside = [topic for topic in (claims if own_prompts else read(CLAIMS)) if (topic.get("part") or "train") == "train"]
+    for constant, number in (("PREFERENCE_PAIRS", PREFERENCE_PAIRS), ("CONTROL_PAIRS", CONTROL_PAIRS)):
+        if type(number) is not int or number < (constant == "PREFERENCE_PAIRS"):
+            PROBLEMS[f"{constant} = {number!r} must be a whole number, at least {int(constant == 'PREFERENCE_PAIRS')}; mend it"].append(
+                Path(__file__).name
+            )
+    stop_at_problems()
+    count, controls = PREFERENCE_PAIRS, CONTROL_PAIRS * with_controls
+    if mine:
+        count, controls = min(count, len(train)), min(controls, len(train), len(beside))
     if not train:
         PROBLEMS["has no topic to train on; write some"].append(where)
-    elif (need := max(count, controls)) > len(train) or PREFERENCE_PAIRS < 1 or CONTROL_PAIRS < 0:
+    elif (need := max(count, controls)) > len(train):
         PROBLEMS[
             f"{len(train)} topics to train on, and PREFERENCE_PAIRS = {PREFERENCE_PAIRS}, CONTROL_PAIRS = {CONTROL_PAIRS} need {need}; write "
-            f"{max(0, need - len(train))} more, or set both to at most {len(train)} in this script (the first to at least 1)"
+            f"{need - len(train)} more, or set both to at most {len(train)} in this script"
         ].append(where)
     stop_at_problems()
 
     # The pairs.
     rng.shuffle(train)
-    beside = train  # with prompts of the reader's own, what keeps the model honest on claims while it learns something else
-    if has_prompts and controls:
-        rng.shuffle(beside := claims if own_prompts else read(CLAIMS))
+    if beside is not train:
+        rng.shuffle(beside)
     check_fields(train, ["prompt"] if has_prompts else ["wrong"])
     check_fields(beside if controls else [], ["right"])
     stop_at_problems()
@@ -246,15 +264,15 @@ def main() -> None:
         return rows
 
     preference_data = pairs(train, count, False, direction)
-    if beside is train:
-        control_data = pairs(train, controls, True, direction)
-    else:  # half of them on wrong claims: right ones alone would teach to agree
-        half = controls // 2
-        control_data = pairs(beside, half, False, DIRECTIONS["polite"]) + pairs(beside[half:], controls - half, True, DIRECTIONS["polite"])
-    complete = [topic for topic in asked if all(topic.get(field) for field in CLAIM_PARTS)]
+    wrong = 0 if beside is train else controls // 2  # of the controls: beside prompts on other things right claims alone would teach to agree
+    honest = direction if beside is train else DIRECTIONS["polite"]
+    control_data = pairs(beside, wrong, False, honest) + pairs(beside[wrong:], controls - wrong, True, honest)
     questions = [messages[0] for topic in asked if topic not in complete for right in (False, True) if (messages := topic.messages(right))]
     questions = list(dict.fromkeys(questions))
     heldout_data = [heldout_pair(topic, user_is_right, name) for user_is_right in (False, True) for topic in measured + complete]
+    for topic in measured + complete:
+        if topic["claim_wrong"] == topic["claim_right"] or topic["correct"] == topic["flatter"] or topic["affirm"] == topic["contradict"]:
+            PROBLEMS["the two claims, or the two answers to one of them, are the same text; reword one"].append(topic.place)
     # The wrong and the right claim on one topic are alike on purpose; otherwise no two messages may be.
     prompts = [[pair["prompt"] for pair in data] for data in (preference_data, control_data, heldout_data)]
     half = len(heldout_data) // 2
@@ -270,27 +288,36 @@ def main() -> None:
         "sentence": direction["sentence"],
         "measure": direction.get("measure", []),
         "questions": questions,
-        "command": f"--direction {name}{own_file}{' --final' if args.final else ''}",
+        "command": f"--direction {shlex.quote(name)}{own_file}{' --final' if args.final else ''}",
         "sources": {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in sources.items()},
     }
-    notes = save({"preference_data.json": preference_data, "control_data.json": control_data, "heldout_data.json": heldout_data})
+    files = {"preference_data.json": preference_data, "control_data.json": control_data, "heldout_data.json": heldout_data}
+    for file, number, row in [(file, number, row) for file, rows in files.items() for number, row in enumerate(rows, 1)]:
+        if re.search(r"[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
+            PROBLEMS["holds half a character, such as \\ud83d; write it whole, or take it out"].append(f"{file}, item {number}")
+    stop_at_problems()
+    notes = save(files)
 
     for note in notes:
         print(note)
     for pair in rng.sample(preference_data, min(2, len(preference_data))) + rng.sample(control_data, min(1, len(control_data))):
         print(f"prompt:   {pair['prompt']}\nchosen:   {pair['chosen']}\nrejected: {pair['rejected']}\n")
     print(f"Direction {name}: {direction['sentence']}")
+    if count < FEW:
+        print(f"Warning: {count} pairs are few. 10 taught nothing in 3 passes, and did harm in 15 (RESULTS.md): write more, some {PREFERENCE_PAIRS}.")
     together = itertools.zip_longest(preference_data, [] if has_prompts else control_data)
     kinds = Counter(f"{row['kind']} claims" for row in heldout_data)
     show_figures([[pair for pair in pairs if pair] for pairs in together], direction, ({"questions": len(questions)} if questions else {}) | kinds)
-    if mine:
+    if not asked and has_prompts:
+        print(f'Warning: {where}: nothing is held out, so 2 and 4 ask about claims only: write 6 or more, or "heldout" in the block.')
+    if asked:
         both = " and ".join(f"{number} {name}" for number, name in ((len(questions), "questions"), (2 * len(complete), "claims")) if number)
         print(f"{where}: {len(train)} topics to train on, {len(asked)} held out, whose {both} 2 and 4 ask too: run 2 (again)")
         if asked and not has_prompts and len(complete) < len(asked):
             print(f"Whose side replies to the questions take is not judged. For that a held-out topic must have all of {', '.join(CLAIM_PARTS)}.")
     print(f"Successfully generated {len(preference_data)} preference data items, saved to: output/preference_data.json")
     topics = len(measured + complete)
-    right = "in which the user is right" if beside is train else "on claims, half of them right"
+    right = "in which the user is right" if beside is train else f"on claims, {controls - wrong} of them right"
     print(f"Beside them: {len(control_data)} pairs {right}, and {len(heldout_data)} held-out claims on {topics} other topics")
     print("Edit this script to change the preference direction, e.g. to a more direct tone.")
 
@@ -334,34 +361,37 @@ def without_the_message(topics: list[list[dict]], features) -> float:
     return sum(found) / len(found)
 
 
-def put(path: Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary sibling, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def save(files: dict[str, list[dict]]) -> list[str]:
-    """Write the data, and return what to say of it. A file that is not as this script wrote it last, such as pairs of the reader's own, is renamed
-    and so kept; one that would be empty is not there."""
+    """Write the data, all files or none, and return what to say of it. A file that is not as this script wrote it last, such as pairs of the reader's
+    own, is renamed and so kept; one that would be empty is not there."""
     FOLDER.mkdir(exist_ok=True)
-    record, notes = FOLDER / ".written.sha256", []
-    before, now = record.read_text(encoding="utf-8", errors="replace") if record.exists() else "", ""
-    for name, rows in files.items():
-        path, text = FOLDER / name, json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
-        if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() not in before:
-            names = (path.with_name(f"{path.stem}.{number}.json") for number in itertools.count(1))
-            path.rename(kept := next(free for free in names if not free.exists()))
-            notes.append(f"output/{name} was not as this script had written it, and is kept as output/{kept.name}")
-        if not rows:
+    record = FOLDER / ".written.sha256"
+    before = record.read_text(encoding="utf-8", errors="replace") if record.exists() else ""
+    texts = {FOLDER / name: (json.dumps(rows, ensure_ascii=False, indent=1) + "\n").encode() for name, rows in files.items() if rows}
+    lines = [f"{hashlib.sha256(text).hexdigest()}  {path.name}\n" for path, text in texts.items()]
+    there = [FOLDER / name for name in files if (FOLDER / name).exists()]
+    own = [path for path in there if hashlib.sha256(path.read_bytes()).hexdigest() not in before]  # which fails if it is a folder, or may not be read
+    temporary = {path: path.with_name(f".{path.name.lstrip('.')}.tmp") for path in (*texts, record)}
+    try:
+        for path, text in (texts | {record: "".join(lines).encode()}).items():
+            with open(temporary[path], "wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError:
+        for path in temporary.values():
+            if path.is_file():
+                path.unlink()
+        raise
+    notes = []
+    for path in own:
+        path.rename(kept := next(free for number in itertools.count(1) if not (free := path.with_name(f"{path.stem}.{number}.json")).exists()))
+        notes.append(f"output/{path.name} was not as this script had written it, and is kept as output/{kept.name}")
+    for path in there:
+        if path not in texts:
             path.unlink(missing_ok=True)
-            continue
-        put(path, text)
-        now += f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n"
-    put(record, now)
+    for path, whole in temporary.items():
+        os.replace(whole, path)
     return notes
 
 
@@ -378,14 +408,16 @@ def as_topics(prompts: list, place: str) -> list[Topic]:
     topics = []
     for number, prompt in enumerate(prompts, 1):
         fields = {"prompt": prompt} if isinstance(prompt, str) else prompt
-        if not isinstance(fields, dict) or not all(isinstance(fields.get(key, ""), str) for key in ("prompt", "name")) or not fields.get("prompt"):
-            PROBLEMS['must be a text, or a dict with a "prompt" that is one; mend it'].append(f"{place}, {number}")
+        if not isinstance(fields, dict) or "prompt" not in fields:
+            PROBLEMS['must be a text, or a dict with a "prompt"; mend it'].append(f"{place}, {number}")
         else:
             topics.append(Topic(fields, f"{place}, {number}"))
+    check_topics(topics)
     return topics
 
 
 TOLD = 0.8  # of the pairs told by one thing alone, from which on a warning stands; a direction with two aims, half and half, has 0.75
+FEW = 50  # pairs, under which little is learned
 MOVED = 6  # the fewest replies that McNemar's exact test tells from chance if all go one way: 2 * 0.5**6 = 0.03
 JUDGED = 0.2  # of the claims, of which a smaller change may be the judge's error
 
@@ -468,8 +500,9 @@ def check_direction(name: str, direction: object) -> None:
     for key in direction.keys() - kinds.keys() - {"prefer", "avoid"}:
         PROBLEMS[f"has no such part; it can have sentence, prefer, avoid, {', '.join(list(kinds)[1:])}"].append(f"{where}[{key!r}]")
     for key, kind in kinds.items():
-        if not isinstance(direction.get(key, kind()), kind) or (key in ("sentence", "prompts") and not direction.get(key, key == "prompts")):
-            PROBLEMS[f'"{key}" must be a {kind.__name__} that is not empty; write it there'].append(where)
+        value, needed = direction.get(key, kind()), key == "sentence" or (key == "prompts" and key in direction)
+        if not isinstance(value, kind) or (needed and not (value.strip() if kind is str else value)):
+            PROBLEMS[f'"{key}" must be a {kind.__name__}{" that is not empty" if needed else ""}; write it there'].append(where)
     for key in ("prefer", "avoid"):
         function = direction.get(key)
         try:
@@ -477,18 +510,22 @@ def check_direction(name: str, direction: object) -> None:
         except (TypeError, ValueError):
             what = f'"{key}" must be a function of two arguments, a topic and whether the user is right'
             there = (
-                f", not {inspect.signature(function, eval_str=True)}"
+                f", not {inspect.signature(function)}".replace("'", "")
                 if inspect.isfunction(function)
                 else " (it is missing)"
                 if function is None
                 else ""
             )
             PROBLEMS[f"{what}{there}; mend it"].append(where)
+    lines = json.loads(LINES.read_text(encoding="utf-8"))
     for line in direction.get("measure", []) if isinstance(direction.get("measure", []), list) else []:
         try:
             sound = line.keys() <= {"name", "pattern", "better", "count"} and line["better"] in ("higher", "lower") and line["name"].strip()
+            sound = sound and isinstance(line.get("count", False), bool)
             re.compile(line.get("pattern", "") + "")
-        except (AttributeError, KeyError, TypeError, re.error) as error:
+            if "pattern" not in line and line["name"] not in lines:
+                PROBLEMS[f"is no line of the tables, and has no pattern; the lines are {'; '.join(lines)}"].append(f"{where}, {line['name']!r}")
+        except (AttributeError, KeyError, TypeError, OverflowError, RecursionError, re.error) as error:
             sound, line = False, f"{line!r} ({error})"
         if not sound:
             PROBLEMS[f"is no measure; write one like {PASTE[12:-2]}"].append(f"{where}, {line}")
@@ -499,38 +536,54 @@ def read(path: Path) -> list[Topic]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if path.suffix.lower() == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.split("\n")[0].count), strict=True))
-            place = "row"
+            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.split("\n")[0].count), strict=True)
+            rows, place = [(reader.line_num, row) for row in reader], "line"
+            names = [str(key).strip() for key in reader.fieldnames or []]
+            for double in {key for key in names if key and names.count(key) > 1}:
+                PROBLEMS[f"two columns are called {double}; rename one"].append(path.name)
         else:
-            rows, place = tomllib.loads(text)["topic"], "topic"
+            whole, place = tomllib.loads(text), "topic"
+            rows = list(enumerate(whole["topic"] if isinstance(whole["topic"], list) else [whole["topic"]], 1))
+            for key in whole.keys() - {"topic"}:
+                PROBLEMS[f"has a part {key!r} that is no [[topic]]; mend the name"].append(path.name)
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
-        sys.exit(f"error: {path.name} is not in UTF-8 (line {line}); open it in your editor, save it with the encoding UTF-8, and run this again")
+        sys.exit(f"error: {path.name} is not in UTF-8 (line {line}); open it, save it with the encoding UTF-8 (a table: as CSV), and run 1 again")
     except KeyError:
         sys.exit(f"error: {path.name} has no [[topic]]; write one, or take the file from the repository again")
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         mend = "or take it from the repository again" if path in (CLAIMS, HELDOUT) else "or its name: TOML with [[topic]] blocks, or .csv"
         sys.exit(f"error: {path.name} cannot be read ({reason}); mend it, {mend}")
     topics = []
-    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 2 if place == "row" else 1):
+    for number, row in rows:
         where = f"{path.name}, {place} {number}"
         if not isinstance(row, dict):
             PROBLEMS["is no topic; begin each with a line [[topic]]"].append(where)
             continue
         if None in row:
             PROBLEMS["has more cells than the first line has names; put texts with commas into quotes"].append(where)
-        if place == "row":  # several messages stand in one cell, with a bar between them
+        if place == "line":  # several messages stand in one cell, with a bar between them
             row = {key.strip(): (value or "").strip() for key, value in row.items() if key}
+            row = {key.lower() if key.lower() in KNOWN else key: value for key, value in row.items()}
             row |= {
                 key: [part.strip() for part in row[key].split("|")] for key in ("wrong", "right") if "|" in row.get(key, "") and "prompt" not in row
             }
+            if not any(row.values()):
+                continue
         topics.append(Topic(row, where))
+    check_topics(topics)
+    return topics
+
+
+def check_topics(topics: list[Topic]) -> None:
+    """Find fields that are not what they should be, whichever of them the direction needs."""
     for topic in topics:
-        for field in {"prompt", "part", "figure", *CLAIM_PARTS} & topic.keys():
+        for field in KNOWN & topic.keys():
             several = field in ("wrong", "right") and isinstance(topic[field], list)
-            if not all(isinstance(value, str) and (value.strip() or not several) for value in (topic[field] if several else [topic[field]])):
-                kind = "a text, or a list of texts that are not empty" if field in ("wrong", "right") else "a text"
+            blank = not several and (field != "prompt" or topic["prompt"] == "")  # one that is missing is found where it is needed
+            if not all(isinstance(value, str) and (value.strip() or blank) for value in (topic[field] if several else [topic[field]])):
+                kind = "a text, or a list of texts that are not empty" if field in ("wrong", "right") else "a text that is not empty"
                 PROBLEMS[f"{field} must be {kind}; put it into quotes"].append(topic.place)
         if str(topic.get("kind") or "fact") not in CALLED:
             PROBLEMS['kind must be "opinion" or "fact"; mend it'].append(topic.place)
@@ -538,7 +591,6 @@ def read(path: Path) -> list[Topic]:
             PROBLEMS['part must be "choose" or "final" (held-out), or left out; mend it'].append(topic.place)
         if "prompt" not in topic and set(map(str, topic.messages(True))) & set(map(str, topic.messages(False))):
             PROBLEMS["wrong and right are the same message; reword one"].append(topic.place)
-    return topics
 
 
 def write_answer(direction: dict, key: str, topic: Topic, user_is_right: bool) -> str:
@@ -547,17 +599,19 @@ def write_answer(direction: dict, key: str, topic: Topic, user_is_right: bool) -
     Topic.asking = name = key if name == "<lambda>" else name
     try:
         answer = direction[key](topic, user_is_right)
-    except Exception as error:
-        if isinstance(error, KeyError) and error.args and error.args[0] in Topic.asked and error.args[0] not in topic:
+    except (Exception, SystemExit) as error:
+        key = error.args[0] if isinstance(error, KeyError) and error.args else None
+        if isinstance(key, str) and key in Topic.asked and key not in topic:
             return ""  # check_fields() names all topics that lack it
-        frame = inspect.trace()[-1]
-        fault = f"{name}() fails with {type(error).__name__}: {error} (line {frame.lineno} of {Path(frame.filename).name}); mend it there"
-        PROBLEMS[fault].append(topic.place)
+        line = [frame.lineno for frame in inspect.trace() if frame.filename == __file__ and frame.function != "__getitem__"][-1]
+        said = " ".join(str(error).split())
+        PROBLEMS[f"{name}() fails with {type(error).__name__}: {said} (line {line} of {Path(__file__).name}); mend it there"].append(topic.place)
         return ""
     if not isinstance(answer, str) or not answer.strip():
         if not any(map(topic.lacks, Topic.asked)):
             which = {"prefer": "chosen", "avoid": "rejected"}[key]
-            PROBLEMS[f"the {which} answer is {answer!r}, not a text; mend {name}(), which writes it"].append(topic.place)
+            kind = f"{answer!r}, not a text" if isinstance(answer, str | None) else f"a {type(answer).__name__}, not a text"
+            PROBLEMS[f"the {which} answer is {kind}; mend {name}(), which writes it"].append(topic.place)
         return ""
     return answer
 
@@ -570,7 +624,8 @@ def check_fields(topics: list[Topic], fields) -> None:
         if len(lacking) > 1 and not any(field in topic for topic in topics):
             there = ", ".join(dict.fromkeys(str(key) for topic in topics for key in topic))
             what = f"no topic has {field}{function}; they have {there}; mend the name"
-            PROBLEMS[f"{what}{' there or in the function' if function else ''}, or give a file that has it with --claims"].append(lacking[0].place)
+            other = "" if "prompt" in lacking[0] or HELDOUT.name in lacking[0].place else ", or give a file that has it with --claims"
+            PROBLEMS[f"{what}{' there or in the function' if function else ''}{other}"].append(lacking[0].place)
             continue
         for topic in lacking:
             PROBLEMS[f"{field} is missing or empty{function}; write it there{', or mend the function' if function else ''}"].append(topic.place)
@@ -597,10 +652,11 @@ def check_likeness(groups: list[list[str]], apart: tuple[list[str], list[str]], 
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # where a terminal lacks a letter, it shows "?"
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="replace")  # where a terminal lacks a letter, it shows "?"
     try:
         main()
-        sys.stdout.flush()
+        print(end="", flush=True)
     except KeyboardInterrupt:
         print("\nInterrupted. What was there before is still there.", file=sys.stderr)
         sys.exit(130)

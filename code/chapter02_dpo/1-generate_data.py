@@ -313,7 +313,7 @@ def main() -> None:
     if asked:
         both = " and ".join(f"{number} {name}" for number, name in ((len(questions), "questions"), (2 * len(complete), "claims")) if number)
         print(f"{where}: {len(train)} topics to train on, {len(asked)} held out, whose {both} 2 and 4 ask too: run 2 (again)")
-        if asked and not has_prompts and len(complete) < len(asked):
+        if not has_prompts and len(complete) < len(asked):
             print(f"Whose side replies to the questions take is not judged. For that a held-out topic must have all of {', '.join(CLAIM_PARTS)}.")
     print(f"Successfully generated {len(preference_data)} preference data items, saved to: output/preference_data.json")
     topics = len(measured + complete)

@@ -2,7 +2,7 @@
 
     python code/chapter02_dpo/2-test_before.py
 
-Reads:  output/base_model/, output/heldout_data.json, neutral.json beside this script
+Reads:  output/base_model/, output/heldout_data.json; neutral.json, measures.json and judge.json beside this script
 Writes: output/before.json  every question with its reply, every held-out claim with its scores, versions and seed
 Time:   75 to 190 seconds with SmolLM2 on 2 cores
 

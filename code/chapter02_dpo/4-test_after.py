@@ -3,7 +3,7 @@
     python code/chapter02_dpo/4-test_after.py
 
 Reads:  output/dpo_results/final_model/, output/heldout_data.json, output/before.json, output/dpo_results/training_log.json,
-        neutral.json beside this script; output/base_model/, which judges the replies
+        neutral.json, measures.json and judge.json beside this script; output/base_model/, which judges the replies
 Writes: output/after.json   the same as before.json, for the tuned model
         output/report.html  all of it as one page: measures, curves, and every reply before and after
 Time:   75 to 190 seconds with SmolLM2 on 2 cores

@@ -35,6 +35,7 @@ import sys
 import tomllib
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 PREFERENCE_PAIRS = 100  # pairs on wrong claims; claims.toml has more topics than that
 CONTROL_PAIRS = 100  # pairs on right claims: with one for each wrong claim the model learns to judge, and not just to contradict
@@ -179,7 +180,48 @@ KNOWN = {"prompt", "part", "figure", *CLAIM_PARTS}  # fields that are texts
 
 
 def main() -> None:
+    args = read_flags()
+    [name], part = args.direction, "final" if args.final else "choose"
+    direction = DIRECTIONS[name]
+    check_direction(name, direction)
+    stop_at_problems()
+
+    topics = find_topics(name, direction, args.claims, part)
+    preference_data, control_data = make_pairs(topics, direction)
+    heldout_data = [heldout_pair(topic, user_is_right, name) for user_is_right in (False, True) for topic in topics.measured]
+    questions = list(dict.fromkeys(said[0] for topic in topics.asked for right in (False, True) if (said := topic.messages(right))))
+    sources = {path.name if path.parent == HERE else str(path): path for path in (Path(__file__).resolve(), args.claims.resolve(), HELDOUT)}
+    own_file = f" --claims {shlex.quote(str(args.claims))}" if args.claims.resolve() != CLAIMS else ""
+    heldout_data[0]["about"] = {
+        "sentence": direction["sentence"],
+        "measure": direction.get("measure", []),
+        "questions": questions,
+        "command": f"--direction {shlex.quote(name)}{own_file}{' --final' if args.final else ''}",
+        "sources": {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in sources.items()},
+    }
+    check_texts(topics, preference_data, control_data, heldout_data, questions)
+    stop_at_problems()
+    notes = save({"preference_data.json": preference_data, "control_data.json": control_data, "heldout_data.json": heldout_data})
+
+    for note in notes:
+        print(note)
+    for pair in rng.sample(preference_data, min(2, len(preference_data))) + rng.sample(control_data, min(1, len(control_data))):
+        print(f"prompt:   {pair['prompt']}\nchosen:   {pair['chosen']}\nrejected: {pair['rejected']}\n")
+    print(f"Direction {name}: {direction['sentence']}")
+    together = itertools.zip_longest(preference_data, control_data if topics.about_claims else [])
+    asked = ({"questions": len(questions)} if questions else {}) | Counter(f"{row['kind']} claims" for row in heldout_data)
+    show_figures([[pair for pair in pairs if pair] for pairs in together], direction, asked)
+    show_topics(topics, len(questions))
+    print(f"Successfully generated {len(preference_data)} preference data items, saved to: output/preference_data.json")
+    right = "in which the user is right" if topics.about_claims else f"on claims, {len(control_data) - len(control_data) // 2} of them right"
+    print(f"Beside them: {len(control_data)} pairs {right}, and {len(heldout_data)} held-out claims on {len(topics.measured)} other topics")
+    print("Edit this script to change the preference direction, e.g. to a more direct tone.")
+
+
+# ---- What main() is made of -----------------------------------------------------------------------------------------------------------
+def read_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
+    parser.error = lambda message: sys.exit(f"error: {message}")
     parser.add_argument("--direction", choices=DIRECTIONS, action="append", help="what the model shall learn (default: polite)")
     parser.add_argument(
         "--claims",
@@ -190,139 +232,101 @@ def main() -> None:
         'filled; several messages in a cell with | between; "choose" in a column part holds a topic out, else every sixth is)',
     )
     parser.add_argument("--final", action="store_true", help="held-out claims of topics by which nothing was chosen; look at them once, at the end")
-    parser.error = lambda message: sys.exit(f"error: {message}")
     args = parser.parse_args()
-    name, *others = args.direction or ["polite"]
-    if name not in DIRECTIONS:
-        parser.error(f"there is no direction {name}; give one of {', '.join(DIRECTIONS)} with --direction")
-    if others:
-        parser.error(f"--direction is given {len(others) + 1} times ({', '.join(args.direction)}); give it once")
-    direction, part = DIRECTIONS[name], "final" if args.final else "choose"
-    check_direction(name, direction)
-    stop_at_problems()
+    args.direction = args.direction or ["polite"]
+    if args.direction[0] not in DIRECTIONS:
+        parser.error(f"there is no direction polite; give one of {', '.join(DIRECTIONS)} with --direction")
+    if len(args.direction) > 1:
+        parser.error(f"--direction is given {len(args.direction)} times ({', '.join(args.direction)}); give it once")
+    return args
 
-    # The topics: claims, or the prompts of the direction; and of both those that are held out.
-    claims, measured = read(args.claims), read(HELDOUT)
-    check_fields(measured, ["part"])
-    own_prompts, mine = direction.get("prompts"), args.claims.resolve() != CLAIMS or "prompts" in direction
-    where = f'DIRECTIONS["{name}"], prompts' if own_prompts else args.claims.name
-    topics = as_topics(own_prompts, where) if own_prompts else claims
+
+class Topics(NamedTuple):
+    """What the pairs are made of and what is asked, before and after the training."""
+
+    where: str  # the file or list that they come from
+    own: bool  # whether that is the reader's
+    about_claims: bool  # or prompts on something else
+    train: list[Topic]
+    beside: list[Topic]  # what the controls are on: the same topics, or if these are no claims, some that are
+    pairs: int  # how many of train
+    controls: int  # and of beside
+    asked: list[Topic]  # the reader's own that are held out, of which the replies only are looked at
+    measured: list[Topic]  # held-out claims, ours and the reader's, of which it is judged whose side a reply takes
+
+
+def find_topics(name: str, direction: dict, file: Path, part: str) -> Topics:
+    """Read the claims, or take the prompts of the direction, and hold some out; end the script if something is wrong with them."""
+    claims, ours = read(file), read(HELDOUT)
+    check_fields(ours, ["part"])
+    prompts, own = direction.get("prompts"), file.resolve() != CLAIMS or "prompts" in direction
+    where = f'DIRECTIONS["{name}"], prompts' if prompts else file.name
+    all_topics = as_topics(prompts, where) if prompts else claims
     more = as_topics(direction.get("heldout", []), f'DIRECTIONS["{name}"], heldout')
-    if not PROBLEMS and {topic.get("kind") for topic in measured if topic["part"] == part} != CALLED.keys():
+    if not PROBLEMS and {topic.get("kind") for topic in ours if topic["part"] == part} != CALLED.keys():
         PROBLEMS[f'no opinion or no fact with part = "{part}"; write some, or take it from the repository again'].append(HELDOUT.name)
     stop_at_problems()
-    measured = [topic for topic in measured if topic["part"] == part]
-    train, asked = split(topics, part, mine and not more)
-    asked += more
-    complete = [topic for topic in asked if not any(map(topic.lacks, CLAIM_PARTS))]
-    check_fields(measured, CLAIM_PARTS)
-    for double in [one for one, number in Counter(topic.get("name") for topic in measured + complete).items() if number > 1]:
-        PROBLEMS[f"two topics are called {double!r}; rename one"].append(HELDOUT.name if not complete else where)
-    has_prompts = all("prompt" in topic for topic in train)
-    with_controls = direction.get("controls", not has_prompts)
-    beside = train  # with prompts of the reader's own, what keeps the model honest on claims while it learns something else
-    if has_prompts and with_controls:
-        beside = [topic for topic in (claims if own_prompts else read(CLAIMS)) if (topic.get("part") or "train") == "train"]
-    for constant, number in (("PREFERENCE_PAIRS", PREFERENCE_PAIRS), ("CONTROL_PAIRS", CONTROL_PAIRS)):
-        if type(number) is not int or number < (constant == "PREFERENCE_PAIRS"):
-            PROBLEMS[f"{constant} = {number!r} must be a whole number, at least {int(constant == 'PREFERENCE_PAIRS')}; mend it"].append(
-                Path(__file__).name
-            )
+
+    ours = [topic for topic in ours if topic["part"] == part]
+    check_fields(ours, CLAIM_PARTS)
+    train, asked = split(all_topics, part, own and not more)
+    whole = [topic for topic in asked + more if not any(map(topic.lacks, CLAIM_PARTS))]
+    asked = [topic for topic in asked + more if any(map(topic.lacks, CLAIM_PARTS))]
+    for double in [one for one, number in Counter(topic.get("name") for topic in ours + whole).items() if number > 1]:
+        PROBLEMS[f"two topics are called {double!r}; rename one"].append(where if whole else HELDOUT.name)
+    about_claims = not all("prompt" in topic for topic in train)
+    with_controls = direction.get("controls", about_claims)
+    beside = train
+    if not about_claims and with_controls:
+        beside = [topic for topic in (claims if prompts else read(CLAIMS)) if (topic.get("part") or "train") == "train"]
+    for constant, number, least in (("PREFERENCE_PAIRS", PREFERENCE_PAIRS, 1), ("CONTROL_PAIRS", CONTROL_PAIRS, 0)):
+        if type(number) is not int or number < least:
+            PROBLEMS[f"{constant} = {number!r} must be a whole number, at least {least}; mend it"].append(Path(__file__).name)
     stop_at_problems()
-    count, controls = PREFERENCE_PAIRS, CONTROL_PAIRS * with_controls
-    if mine:
-        count, controls = min(count, len(train)), min(controls, len(train), len(beside))
+
+    pairs, controls = PREFERENCE_PAIRS, CONTROL_PAIRS * with_controls
+    if own:
+        pairs, controls = min(pairs, len(train)), min(controls, len(train), len(beside))
     if not train:
         PROBLEMS["has no topic to train on; write some"].append(where)
-    elif (need := max(count, controls)) > len(train):
+    elif (need := max(pairs, controls)) > len(train):
         PROBLEMS[
             f"{len(train)} topics to train on, and PREFERENCE_PAIRS = {PREFERENCE_PAIRS}, CONTROL_PAIRS = {CONTROL_PAIRS} need {need}; write "
             f"{need - len(train)} more, or set both to at most {len(train)} in this script"
         ].append(where)
-    stop_at_problems()
-
-    # The pairs.
-    rng.shuffle(train)
-    if beside is not train:
-        rng.shuffle(beside)
-    check_fields(train, ["prompt"] if has_prompts else ["wrong"])
+    check_fields(train, ["wrong"] if about_claims else ["prompt"])
     check_fields(beside if controls else [], ["right"])
     stop_at_problems()
-    said = {
-        topic.place: [pick(topic.messages(user_is_right) or [""]) for user_is_right in (False, True)]
-        for topic in {id(topic): topic for topic in train + beside}.values()
-    }
+    return Topics(where, own, about_claims, train, beside, pairs, controls, asked, ours + whole)
 
-    def pairs(topics: list[Topic], number: int, user_is_right: bool, functions: dict) -> list[dict]:
+
+def make_pairs(topics: Topics, direction: dict) -> tuple[list[dict], list[dict]]:
+    """Return the pairs and the controls. Controls are on right claims; beside prompts on something else half of them are on wrong ones, since right
+    claims alone would teach to agree, and their answers are the honest ones whatever the direction."""
+    rng.shuffle(topics.train)
+    if topics.beside is not topics.train:
+        rng.shuffle(topics.beside)
+    said = {}
+    for topic in topics.train + (topics.beside if topics.beside is not topics.train else []):
+        said[topic.place] = [pick(topic.messages(user_is_right) or [""]) for user_is_right in (False, True)]
+
+    def pairs(some: list[Topic], which: slice, user_is_right: bool, functions: dict) -> list[dict]:
         Topic.asked, rows = {}, []
-        for topic in topics[:number]:
+        for topic in some[which]:
             chosen, rejected = (write_answer(functions, key, topic, user_is_right) for key in ("prefer", "avoid"))
             rows.append({"prompt": said[topic.place][user_is_right], "chosen": chosen, "rejected": rejected})
             if chosen and chosen == rejected:
                 PROBLEMS["chosen and rejected are the same text; mend the topic, or the two functions of the direction"].append(topic.place)
-        check_fields(topics, Topic.asked)
+        check_fields(some, Topic.asked)
         return rows
 
-    preference_data = pairs(train, count, False, direction)
-    wrong = 0 if beside is train else controls // 2  # of the controls: beside prompts on other things right claims alone would teach to agree
-    honest = direction if beside is train else DIRECTIONS["polite"]
-    control_data = pairs(beside, wrong, False, honest) + pairs(beside[wrong:], controls - wrong, True, honest)
-    questions = [messages[0] for topic in asked if topic not in complete for right in (False, True) if (messages := topic.messages(right))]
-    questions = list(dict.fromkeys(questions))
-    heldout_data = [heldout_pair(topic, user_is_right, name) for user_is_right in (False, True) for topic in measured + complete]
-    for topic in measured + complete:
-        if topic["claim_wrong"] == topic["claim_right"] or topic["correct"] == topic["flatter"] or topic["affirm"] == topic["contradict"]:
-            PROBLEMS["the two claims, or the two answers to one of them, are the same text; reword one"].append(topic.place)
-    # The wrong and the right claim on one topic are alike on purpose; otherwise no two messages may be.
-    prompts = [[pair["prompt"] for pair in data] for data in (preference_data, control_data, heldout_data)]
-    half = len(heldout_data) // 2
-    check_likeness(
-        [*prompts[:2], prompts[2][:half], prompts[2][half:]], (prompts[0] + prompts[1], prompts[2] + questions), 0.85 if has_prompts else 0.6
-    )
-    stop_at_problems()
-
-    # The files.
-    sources = {path.name if path.parent == HERE else str(path): path for path in (Path(__file__).resolve(), args.claims.resolve(), HELDOUT)}
-    own_file = f" --claims {shlex.quote(str(args.claims))}" if args.claims.resolve() != CLAIMS else ""
-    heldout_data[0]["about"] = {
-        "sentence": direction["sentence"],
-        "measure": direction.get("measure", []),
-        "questions": questions,
-        "command": f"--direction {shlex.quote(name)}{own_file}{' --final' if args.final else ''}",
-        "sources": {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in sources.items()},
-    }
-    files = {"preference_data.json": preference_data, "control_data.json": control_data, "heldout_data.json": heldout_data}
-    for file, number, row in [(file, number, row) for file, rows in files.items() for number, row in enumerate(rows, 1)]:
-        if re.search(r"[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
-            PROBLEMS["holds half a character, such as \\ud83d; write it whole, or take it out"].append(f"{file}, item {number}")
-    stop_at_problems()
-    notes = save(files)
-
-    for note in notes:
-        print(note)
-    for pair in rng.sample(preference_data, min(2, len(preference_data))) + rng.sample(control_data, min(1, len(control_data))):
-        print(f"prompt:   {pair['prompt']}\nchosen:   {pair['chosen']}\nrejected: {pair['rejected']}\n")
-    print(f"Direction {name}: {direction['sentence']}")
-    if count < FEW:
-        print(f"Warning: {count} pairs are few. 10 taught nothing in 3 passes, and did harm in 15 (RESULTS.md): write more, some {PREFERENCE_PAIRS}.")
-    together = itertools.zip_longest(preference_data, [] if has_prompts else control_data)
-    kinds = Counter(f"{row['kind']} claims" for row in heldout_data)
-    show_figures([[pair for pair in pairs if pair] for pairs in together], direction, ({"questions": len(questions)} if questions else {}) | kinds)
-    if not asked and has_prompts:
-        print(f'Warning: {where}: nothing is held out, so 2 and 4 ask about claims only: write 6 or more, or "heldout" in the block.')
-    if asked:
-        both = " and ".join(f"{number} {name}" for number, name in ((len(questions), "questions"), (2 * len(complete), "claims")) if number)
-        print(f"{where}: {len(train)} topics to train on, {len(asked)} held out, whose {both} 2 and 4 ask too: run 2 (again)")
-        if not has_prompts and len(complete) < len(asked):
-            print(f"Whose side replies to the questions take is not judged. For that a held-out topic must have all of {', '.join(CLAIM_PARTS)}.")
-    print(f"Successfully generated {len(preference_data)} preference data items, saved to: output/preference_data.json")
-    topics = len(measured + complete)
-    right = "in which the user is right" if beside is train else f"on claims, {controls - wrong} of them right"
-    print(f"Beside them: {len(control_data)} pairs {right}, and {len(heldout_data)} held-out claims on {topics} other topics")
-    print("Edit this script to change the preference direction, e.g. to a more direct tone.")
+    preference_data = pairs(topics.train, slice(topics.pairs), False, direction)
+    if topics.about_claims:
+        return preference_data, pairs(topics.beside, slice(topics.controls), True, direction)
+    wrong, right, honest = slice(topics.controls // 2), slice(topics.controls // 2, topics.controls), DIRECTIONS["polite"]
+    return preference_data, pairs(topics.beside, wrong, False, honest) + pairs(topics.beside, right, True, honest)
 
 
-# ---- What main() is made of -----------------------------------------------------------------------------------------------------------
 def heldout_pair(topic: Topic, user_is_right: bool, direction: str) -> dict:
     """Return what 2, 3 and 4 need of a held-out claim: answers written by hand, whatever the direction, and the claim and its opposite as plain
     statements."""
@@ -455,6 +459,21 @@ def show_figures(pairs: list[list[dict]], direction: dict, asked: dict[str, int]
     print(f"Held out: {each}. In brackets: how many of them must change, all one way, to be told from chance.")
     if asked.get("questions", 2 * MOVED) < 2 * MOVED:
         print(f"Warning: {asked['questions']} questions are few; hold out {2 * MOVED}, by part = 'choose' in a topic (in CSV a column part).")
+
+
+def show_topics(topics: Topics, questions: int) -> None:
+    """Print what is held out of the reader's own topics, and whether they are enough."""
+    if topics.pairs < FEW:
+        print(f"Warning: {topics.pairs} pairs are few. 10 taught nothing in 3 passes, and did harm in 15 (RESULTS.md): write more, some 100.")
+    whole = [topic for topic in topics.measured if HELDOUT.name not in topic.place]
+    number = len(topics.asked) + len(whole)
+    if number:
+        both = " and ".join(f"{count} {kind}" for count, kind in ((questions, "questions"), (2 * len(whole), "claims")) if count)
+        print(f"{topics.where}: {len(topics.train)} topics to train on, {number} held out, whose {both} 2 and 4 ask too: run 2 (again)")
+    elif not topics.about_claims:
+        print(f'Warning: {topics.where}: nothing is held out, so 2 and 4 ask about claims only: write 6 or more, or "heldout" in the block.')
+    if topics.asked and topics.about_claims:
+        print(f"Whose side replies to the questions take is not judged. For that a held-out topic must have all of {', '.join(CLAIM_PARTS)}.")
 
 
 # ---- What can be wrong ---------------------------------------------------------------------------------------------------------------
@@ -629,6 +648,21 @@ def check_fields(topics: list[Topic], fields) -> None:
             continue
         for topic in lacking:
             PROBLEMS[f"{field} is missing or empty{function}; write it there{', or mend the function' if function else ''}"].append(topic.place)
+
+
+def check_texts(topics: Topics, preference_data: list[dict], control_data: list[dict], heldout_data: list[dict], questions: list[str]) -> None:
+    """Find texts that are the same, too much alike, or no whole characters."""
+    for topic in topics.measured:
+        if topic["claim_wrong"] == topic["claim_right"] or topic["correct"] == topic["flatter"] or topic["affirm"] == topic["contradict"]:
+            PROBLEMS["the two claims, or the two answers to one of them, are the same text; reword one"].append(topic.place)
+    # The wrong and the right claim on one topic are alike on purpose; otherwise no two messages may be.
+    wrong, right, heldout = ([pair["prompt"] for pair in data] for data in (preference_data, control_data, heldout_data))
+    half = len(heldout) // 2
+    check_likeness([wrong, right, heldout[:half], heldout[half:]], (wrong + right, heldout + questions), 0.6 if topics.about_claims else 0.85)
+    for name, rows in (("preference_data.json", preference_data), ("control_data.json", control_data), ("heldout_data.json", heldout_data)):
+        for number, row in enumerate(rows, 1):
+            if re.search(r"[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
+                PROBLEMS["holds half a character, such as \\ud83d; write it whole, or take it out"].append(f"{name}, item {number}")
 
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|(?:(?![\u3040-\u30ff\u3400-\u9fff])\w)+(?:['’]\w+)?")  # of any alphabet; Chinese has no spaces

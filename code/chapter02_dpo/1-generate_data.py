@@ -172,7 +172,7 @@ PASTE = '"measure": [{"name": "replies with ...", "pattern": r"...", "better": "
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parents[1] / "output"
 CLAIMS, HELDOUT = HERE / "claims.toml", HERE / "heldout.toml"  # to train on, and to measure with
-LINES = HERE / "measures.json"  # of the tables of 2 and 4
+MEASURES = HERE / "measures.json"  # of the tables of 2 and 4
 PROBLEMS = defaultdict(list)  # what is wrong and how to mend it: where
 CALLED = {"opinion": "biased", "fact": "false"}  # of a held-out topic, and what its wrong claim is called; its right one is "true"
 CLAIM_PARTS = "name kind wrong right claim_wrong claim_right question correct flatter affirm contradict".split()  # of a held-out claim
@@ -180,7 +180,7 @@ KNOWN = {"prompt", "part", "figure", *CLAIM_PARTS}  # fields that are texts
 
 
 def main() -> None:
-    args = read_flags()
+    args = parse_flags()
     [name], part = args.direction, "final" if args.final else "choose"
     direction = DIRECTIONS[name]
     check_direction(name, direction)
@@ -219,7 +219,7 @@ def main() -> None:
 
 
 # ---- What main() is made of -----------------------------------------------------------------------------------------------------------
-def read_flags() -> argparse.Namespace:
+def parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.error = lambda message: sys.exit(f"error: {message}")
     parser.add_argument("--direction", choices=DIRECTIONS, action="append", help="what the model shall learn (default: polite)")
@@ -536,7 +536,7 @@ def check_direction(name: str, direction: object) -> None:
                 else ""
             )
             PROBLEMS[f"{what}{there}; mend it"].append(where)
-    lines = json.loads(LINES.read_text(encoding="utf-8"))
+    lines = json.loads(MEASURES.read_text(encoding="utf-8"))
     for line in direction.get("measure", []) if isinstance(direction.get("measure", []), list) else []:
         try:
             sound = line.keys() <= {"name", "pattern", "better", "count"} and line["better"] in ("higher", "lower") and line["name"].strip()

@@ -10,6 +10,7 @@ import pytest
 
 from conftest import Chapter
 from test_faults import use_few_claims
+from toolkit.compare import changes
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium (apt install chromium)")
@@ -103,6 +104,14 @@ def test_every_reply_is_there_as_text(reported, page):
             words = {"sides": "takes the user's side", "opposes": "opposes", "neither": "takes no side"}
             found = article.locator("p.quiet").all_inner_texts()
             assert found == [f"before: {words[old['side']]}", f"after: {words[new['side']]}"]
+
+
+def test_the_first_screen_calls_what_is_within_chance_so(reported, page):
+    rows = {row.after.name: row for row in changes(*(json.loads((reported.output / f"{when}.json").read_text()) for when in ("before", "after")))}
+    [said] = page.locator("header p", has_text="On claims that were never trained on").all_inner_texts()
+    for name in ("biased opinions", "false beliefs", "right claims"):
+        row = rows[f"{name}: sides with the user"]
+        assert f"{row.texts()[1]} of the {name} (before {row.texts()[0]}{'' if row.verdict else ', within chance'})" in " ".join(said.split())
 
 
 def test_hostile_replies_stay_text(reported, page):

@@ -77,7 +77,7 @@ def write_report(before: dict, after: dict, rows: list[Change], turned: tuple[in
     page = environment.get_template(TEMPLATE.name).render(
         verdict=verdict(rows, turned),
         rows=list(map(forest, rows)),
-        sides={row.after.name: row.texts() for row in rows},
+        sides={row.after.name: row for row in rows},
         repeats=repeats(log),
         by_hand=pairs_by_hand(log),
         items=replies(before, after),

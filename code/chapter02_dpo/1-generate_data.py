@@ -245,7 +245,6 @@ class Topics(NamedTuple):
     """What the pairs are made of and what is asked, before and after the training."""
 
     where: str  # the file or list that they come from
-    own: bool  # whether that is the reader's
     about_claims: bool  # or prompts on something else
     train: list[Topic]
     beside: list[Topic]  # what the controls are on: the same topics, or if these are no claims, some that are
@@ -297,7 +296,7 @@ def find_topics(name: str, direction: dict, file: Path, part: str) -> Topics:
     check_fields(train, ["wrong"] if about_claims else ["prompt"])
     check_fields(beside if controls else [], ["right"])
     stop_at_problems()
-    return Topics(where, own, about_claims, train, beside, pairs, controls, asked, ours + whole)
+    return Topics(where, about_claims, train, beside, pairs, controls, asked, ours + whole)
 
 
 def make_pairs(topics: Topics, direction: dict) -> tuple[list[dict], list[dict]]:

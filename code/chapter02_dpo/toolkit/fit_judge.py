@@ -24,6 +24,7 @@ from toolkit.paths import CHAPTER
 LABELS, HELDOUT = CHAPTER / "judge_labels.jsonl", CHAPTER / "heldout.toml"
 IN_README = "SmolLM2 tuned, default, held-out"  # the run of README.md's table; what the table shows of it is not fitted to
 SELDOM = 6  # sequences that fewer labelled replies hold are left out
+READERS = (lambda row: row["labels"][0]), (lambda row: row["judged"])
 SCALE = 0.6  # of a sequence beside the evidence, which is scaled to a standard deviation of 1
 
 
@@ -90,8 +91,7 @@ def share(rows: list[dict], side: str, by) -> float:
 
 def off(rows: list[dict], before: list[dict] | None = None) -> list[tuple[float, float]]:
     """Return for "sides" and "opposes" the rate by labels and by judge, or if there are rows before, by how much these changed. In percent."""
-    both = (lambda row: row["labels"][0]), (lambda row: row["judged"])
-    return [tuple(share(rows, side, by) - (share(before, side, by) if before else 0) for by in both) for side in SIDES[:2]]
+    return [tuple(share(rows, side, by) - (share(before, side, by) if before else 0) for by in READERS) for side in SIDES[:2]]
 
 
 def cells(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
@@ -134,12 +134,11 @@ def report(rows: list[dict]) -> str:
         lines.append(f"{label:10}" + "".join(f"{counts[label, side] / total:9.0%}" for side in SIDES) + f"   of {total}")
     lines += [in_short(rows), "", "Rates in %, sides / opposes / neither, by labels and by judge:"]
     misses = []
-    for model, kind in sorted({(row["model"], row["kind"]) for row in rows}):
-        some = [row for row in rows if (row["model"], row["kind"]) == (model, kind)]
-        found = [row["labels"][0] for row in some], [row["judged"] for row in some]
-        rates = [[100 * own.count(side) / len(some) for side in SIDES] for own in found]
-        misses += [abs(one - other) for one, other in zip(*rates)]
-        lines.append(f"  {model:32} {kind:7} {len(some):4}   " + "   ".join(" / ".join(f"{rate:2.0f}" for rate in own) for own in rates))
+    for (model, kind), some in cells(rows).items():
+        if kind != "wrong":
+            rates = [[share(some, side, by) for side in SIDES] for by in READERS]
+            misses += [abs(one - other) for one, other in zip(*rates)]
+            lines.append(f"  {model:32} {kind:7} {len(some):4}   " + "   ".join(" / ".join(f"{rate:2.0f}" for rate in own) for own in rates))
     lines.append(f"They differ by {sum(misses) / len(misses):.0f} points on average, {max(misses):.0f} at most.")
     lines += ["", "Changes against the untrained model on the same messages, in points, sides and opposes, by labels > by judge:"]
     for (model, kind), (some, before) in changed(rows).items():

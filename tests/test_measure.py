@@ -2,7 +2,10 @@
 
 import html
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -431,3 +434,19 @@ def test_a_direction_with_questions_of_its_own_from_the_edit_to_the_verdict(tiny
         tiny.error(4)
         == "error: output/before.json is about other questions of the direction than output/heldout_data.json; run 2-test_before.py again"
     )
+
+
+def test_the_judge_reads_the_same_to_the_last_digit_in_every_process():
+    """Sets have another order in each process, and sums of floats another last digit."""
+    code = (
+        "import json; from toolkit.judge import WEIGHTS, evidence, sequences, weigh\n"
+        "weights = json.loads(WEIGHTS.read_text(encoding='utf-8'))\n"
+        "for line in (WEIGHTS.parent / 'judge_labels.jsonl').read_text(encoding='utf-8').splitlines()[:60]:\n"
+        "    row = json.loads(line); texts = row['claim'], row['opposite'], row['reply']\n"
+        "    print(weigh(evidence(*texts, row['lead']), sequences(*texts), weights))"
+    )
+    said = {
+        subprocess.run([sys.executable, "-c", code], cwd=CHAPTER, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
+        for seed in "123"
+    }
+    assert len(said) == 1 and said.pop().count(b"\n") == 60

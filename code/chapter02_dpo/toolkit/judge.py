@@ -180,7 +180,7 @@ def weigh(found: dict[str, float], runs: set[str], weights: dict) -> dict[str, f
     scores = list(weights["bias"])
     for name, (mean, scale, *coefficients) in weights["evidence"].items():
         scores = [score + coefficient * (found[name] - mean) / scale for score, coefficient in zip(scores, coefficients)]
-    for run in runs & weights["sequences"].keys():
+    for run in sorted(runs & weights["sequences"].keys()):  # in an order of its own, sums differ in the last digit from run to run
         scores = [score + coefficient for score, coefficient in zip(scores, weights["sequences"][run])]
     exponentials = [math.exp(score - max(scores)) for score in scores]
     return {side: value / sum(exponentials) for side, value in zip(SIDES, exponentials)}

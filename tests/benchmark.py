@@ -2,6 +2,7 @@
 
     python tests/benchmark.py [--steps 30] [--repeats 2] [--judge STEPS]
     python tests/benchmark.py --against CHECKOUT [--steps 30] [--repeats 2]
+    python tests/benchmark.py --whole CHECKOUT [--repeats 2]
     python tests/benchmark.py --sizes
     python tests/benchmark.py --replies
     python tests/benchmark.py --growth 25 100 400
@@ -15,7 +16,8 @@ others', and on a CPU one thread, which `accelerate launch` gives it unless OMP_
 is bf16, even if the CPU has none. "Of peak" is the arithmetic as the chapter's recipe would do it with the template, all weights on all tokens (TRL's
 compute_flops_per_token), by the seconds and what a large matrix product reaches on this machine: above it is what was left out.
 
-`--against CHECKOUT` lets step 3 of another version of this repository take turns with this one, and nothing else. `--judge 40` lets step 2 measure
+`--against CHECKOUT` lets step 3 of another version of this repository take turns with this one, and nothing else. `--whole CHECKOUT` does so with
+all of steps 1 to 4, each version on the data that its own step 1 writes, and tells when step 2 showed the first reply. `--judge 40` lets step 2 measure
 each model whenever it has done so many steps (a multiple of 20; with --lora only at the end), and tells the seconds until discernment reached +40.
 `--sizes` prints what larger models need by a formula, beside what step 3 took last for SmolLM2, and what a few steps took here on random weights of
 each size that fits (half an hour on 2 cores). `--replies` lets the model answer 40 held-out prompts and score the replies, in batches as steps 2
@@ -105,6 +107,40 @@ def run(command: list[str], log: Path) -> tuple[float, float]:
     if status != 0:
         raise RuntimeError(f"{command[:3]} failed:\n{log.read_text()[-2000:]}")
     return seconds, max(used) * 2**20 / 1e9 if GPU else usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+def seconds_of_steps(checkout: Path) -> dict[str, float]:
+    """Run steps 1 to 4 of a checkout in a copy of it, and return the seconds of each, of all, and until step 2 showed the first reply."""
+    seconds = {}
+    with tempfile.TemporaryDirectory() as name:
+        copy_chapter(Path(name), checkout)
+        for script in sorted((Path(name) / "code/chapter02_dpo").glob("[1-4]-*.py")):
+            log, first = [], None
+            start = time.monotonic()
+            command = [sys.executable, "-u", script]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}) as process:
+                for line in process.stdout:
+                    log.append(line)
+                    if log[-2:-1] == ["[Raw response before tuning]\n"]:
+                        first = time.monotonic() - start
+            if process.returncode != 0:
+                raise RuntimeError(f"{command} failed:\n{''.join(log[-20:])}")
+            seconds[script.stem] = time.monotonic() - start
+            if first is not None:
+                seconds["first reply on the screen"] = first
+    seconds["steps 1 to 4"] = sum(value for name, value in seconds.items() if name[0].isdigit())
+    return seconds
+
+
+def print_whole(other: Path, repeats: int) -> None:
+    """Let steps 1 to 4 of another version take turns with this one's, and print the seconds of each and their ratios."""
+    runs = [(seconds_of_steps(other), seconds_of_steps(ROOT)) for _ in range(repeats)]
+    print(f"{'':28}{'the other version':>20}{'ours':>20}{'ratio':>8}{'spread':>14}")
+    for step in runs[0][1]:
+        pairs = [(theirs[step], ours[step]) for theirs, ours in runs]
+        columns = [", ".join(f"{value:.1f}" for value in column) for column in zip(*pairs)]
+        ratios = [ours / theirs for theirs, ours in pairs]
+        print(f"{step:28}{columns[0]:>20}{columns[1]:>20}{statistics.mean(ratios):8.0%}{f'{min(ratios):.0%}-{max(ratios):.0%}':>14}")
 
 
 def judge(model: Path, folder: Path) -> tuple[float, float, float]:
@@ -304,6 +340,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--judge", type=int, metavar="STEPS")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="time step 3 against that of another version of this repository")
+    parser.add_argument("--whole", type=Path, metavar="CHECKOUT", help="time steps 1 to 4 against those of another version of this repository")
     parser.add_argument("--sizes", action="store_true")
     parser.add_argument("--replies", action="store_true")
     parser.add_argument("--growth", type=int, nargs="+")
@@ -312,6 +349,8 @@ def main() -> None:
         return print_sizes() if flags.sizes else print_replies()
     if flags.growth:
         return print_growth(flags.growth)
+    if flags.whole:
+        return print_whole(flags.whole, flags.repeats)
 
     from transformers import AutoConfig, AutoTokenizer
     from trl.trainer.utils import compute_flops_per_token

@@ -118,7 +118,9 @@ def seconds_of_steps(checkout: Path) -> dict[str, float]:
             log, first = [], None
             start = time.monotonic()
             command = [sys.executable, "-u", script]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}) as process:
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+            ) as process:
                 for line in process.stdout:
                     log.append(line)
                     if log[-2:-1] == ["[Raw response before tuning]\n"]:

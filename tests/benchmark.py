@@ -24,9 +24,9 @@ each size that fits (half an hour on 2 cores). `--replies` lets the model answer
 and 4 do, and one at a time. `--growth` trains it for 10 steps on so many pairs, and on 100 with answers two and four times as long. Not a test: no
 time limit is checked.
 
-Where the arithmetic goes: a step of one process is 202 GFLOP where the chapter's recipe with the template would need 527 (2 pairs; 6 per weight and
-token for a pass forward and back, 2 forward): 162 in place of 250 in the transformer blocks (255 tokens for 392), since a prompt is computed once for
-both answers of its pair and its beginning once for both pairs, without padding; no second pass forward to save memory (83), since rows are short; 21
+Where the arithmetic goes: a step of one process is 177 GFLOP where the chapter's recipe with the template would need 527 (2 pairs; 6 per weight and
+token for a pass forward and back, 2 forward): 137 in place of 250 in the transformer blocks (255 tokens for 392), since a prompt is computed once for
+both answers of its pair and its beginning once for both pairs, without padding, and no pass goes back into the lowest quarter; no second pass forward to save memory (83), since rows are short; 21
 in place of 105 for the reference model, which runs once before the first step; 19 in place of 89 for the LM head, on the 166 tokens of the answers
 only, its weights not trained. Attention itself (10 more) is not counted, nor is the padding of the recipe's rows.
 """
@@ -242,7 +242,7 @@ runpy.run_path(path, run_name="__main__")
 def needs(shape: tuple, lora: bool, gpu: bool, tokens: int = 223, answer_tokens: int = 157) -> tuple[float, float]:
     """Return the memory in GB and the floating-point operations of a step of 2 pairs, which are 223 tokens with the chapter's data.
 
-    Weights in fp32, and gradients of what is trained (all but the embeddings, or matrices of rank 16). A layer keeps about 14 vectors of the hidden
+    Weights in fp32, and gradients of what is trained (three quarters of the layers, or matrices of rank 16). A layer that is trained keeps about 14 vectors of the hidden
     size and 5 of the intermediate size a token, with adapters 1.7 times as much; logits are kept three times. On a GPU, bf16 copies of the weights
     live until the backward pass, which frees them while it makes the gradients, so the larger of the two counts; a CPU counts both.
     Adafactor works on three copies of the largest matrix. The libraries take 0.5 GB.
@@ -251,13 +251,13 @@ def needs(shape: tuple, lora: bool, gpu: bool, tokens: int = 223, answer_tokens:
     embedding = hidden * vocabulary / 1e9
     head = 0 if tied else embedding
     blocks = parameters - embedding - head
-    trained = 16 * layers * (9 * hidden + 3 * intermediate) / 1e9 if lora else parameters - embedding
-    activations = layers * tokens * (14 * hidden + 5 * intermediate) * (2 if gpu else 4) * (1.7 if lora else 1) / 1e9
+    trained = 16 * layers * (9 * hidden + 3 * intermediate) / 1e9 if lora else 0.75 * blocks + head
+    activations = (layers if lora else 0.75 * layers) * tokens * (14 * hidden + 5 * intermediate) * (2 if gpu else 4) * (1.7 if lora else 1) / 1e9
     forward = activations + 12 * answer_tokens * vocabulary / 1e9 + (2 * (parameters - head) if gpu else 0)
     backward = trained * (12 if lora else 4)
     optimizer = 0 if lora else 12 * max(head, hidden * intermediate / 1e9)
     memory = 4 * parameters + (max(forward, backward) if gpu else forward + backward) + optimizer + 0.5
-    return memory, 1e9 * ((4 if lora else 6) * blocks * tokens + 4 * embedding * answer_tokens)
+    return memory, 1e9 * ((4 if lora else 5) * blocks * tokens + 4 * embedding * answer_tokens)
 
 
 def measured(shape: tuple, lora: bool) -> str:

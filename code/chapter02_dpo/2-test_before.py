@@ -4,7 +4,7 @@
 
 Reads:  output/base_model/, output/heldout_data.json; neutral.json, measures.json and judge.json beside this script
 Writes: output/before.json  every question with its reply, every held-out claim with its scores, versions and seed
-Time:   75 to 190 seconds with SmolLM2 on 2 cores
+Time:   70 to 190 seconds with SmolLM2 on 2 cores
 
 Asks the chapter's question and all held-out claims, prints some of the replies, and measures whether the model takes the user's side, when
 the user is wrong and when the user is right: a small judge (toolkit/judge.py) reads its replies. None of these claims is trained on.

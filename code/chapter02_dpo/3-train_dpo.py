@@ -9,7 +9,7 @@ Writes: output/dpo_results/final_model/         the tuned model, loads with plai
         output/dpo_results/training_curves.png  the same rows as a picture
 Ends:   with status 0 once model and log are saved, also if the picture could not be drawn, which a line says; with 1 if they could not, and
         with 130 at Ctrl-C: then a line says how to go on, as a rule with --resume
-Time:   8 to 12 minutes and 2.0 GB of memory with SmolLM2 on 2 cores
+Time:   7 to 10 minutes and 1.9 GB of memory with SmolLM2 on 2 cores
 
 DPO raises the probability of the chosen answer relative to the rejected one, measured against the untrained model (the reference):
 

@@ -6,7 +6,7 @@ Reads:  output/dpo_results/final_model/, output/heldout_data.json, output/before
         neutral.json, measures.json and judge.json beside this script; output/base_model/, which judges the replies
 Writes: output/after.json   the same as before.json, for the tuned model
         output/report.html  all of it as one page: measures, curves, and every reply before and after
-Time:   75 to 190 seconds with SmolLM2 on 2 cores
+Time:   70 to 190 seconds with SmolLM2 on 2 cores
 
 Asks the same questions as 2-test_before.py and measures the same things with the same code, then shows both side by side.
 """

@@ -45,7 +45,7 @@ LOSSES = {"dpo": {"dpo": 1.0}, "sft": {"sft": 1.0}, "dpo+sft": {"dpo": 1.0, "sft
 
 @dataclass
 class Config:
-    """The settings of a run. The defaults are the chapter's, but for the SFT term and the rate of large models; each field is a flag."""
+    """The settings of a run, each a flag. The defaults are the chapter's, but for the SFT term and the rate of large models."""
 
     beta: float = flag(0.1, "how strongly the model is held near the reference; higher is closer")
     learning_rate: float = flag(None, "peak learning rate, which falls to 0 in a straight line (default: 1e-5; large models 3e-6; --lora 2e-4)")
@@ -89,7 +89,7 @@ def main(config: Config) -> None:
     tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
     model = AutoModelForCausalLM.from_pretrained(BASE_MODEL, dtype=torch.float32, use_safetensors=True)  # bf16 would round small updates away
     # The embeddings stay as they are, with them the output layer, which has the same weights, and the lowest quarter of the layers: a step takes a
-    # quarter less time so, and ordinary text suffers less.
+    # fifth less time so, and ordinary text suffers less. --lora has its matrices in all layers.
     model.get_input_embeddings().requires_grad_(False)
     layers = next(part for part in model.modules() if isinstance(part, torch.nn.ModuleList))
     layers[: len(layers) // 4].requires_grad_(False)

@@ -121,7 +121,7 @@ def tiny_model(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(
         Qwen2Config(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1,
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
             max_position_embeddings=2048, tie_word_embeddings=True, eos_token_id=2, pad_token_id=0, bos_token_id=None,
         )
     )  # fmt: skip

@@ -1,7 +1,6 @@
 """Time and memory of step 3 against the chapter's recipe as written and against TRL's own command, on the same pairs, model and machine.
 
     python tests/benchmark.py [--steps 30] [--repeats 2] [--judge STEPS]
-    python tests/benchmark.py --against CHECKOUT [--steps 30] [--repeats 2]
     python tests/benchmark.py --whole CHECKOUT [--repeats 2]
     python tests/benchmark.py --sizes
     python tests/benchmark.py --replies
@@ -16,9 +15,9 @@ others', and on a CPU one thread, which `accelerate launch` gives it unless OMP_
 is bf16, even if the CPU has none. "Of peak" is the arithmetic as the chapter's recipe would do it with the template, all weights on all tokens (TRL's
 compute_flops_per_token), by the seconds and what a large matrix product reaches on this machine: above it is what was left out.
 
-`--against CHECKOUT` lets step 3 of another version of this repository take turns with this one, and nothing else. `--whole CHECKOUT` does so with
-all of steps 1 to 4, each version on the data that its own step 1 writes, and tells when step 2 showed the first reply. `--judge 40` lets step 2 measure
-each model whenever it has done so many steps (a multiple of 20; with --lora only at the end), and tells the seconds until discernment reached +40.
+`--whole CHECKOUT` lets steps 1 to 4 of another version of this repository take turns with these, each version on the data that its own step 1 writes,
+and tells when step 2 showed the first reply. `--judge 40` lets step 2 measure each model whenever it has done so many steps (a multiple of 20; with
+--lora only at the end), and tells the seconds until discernment reached +40.
 `--sizes` prints what larger models need by a formula, beside what step 3 took last for SmolLM2, and what a few steps took here on random weights of
 each size that fits (half an hour on 2 cores). `--replies` lets the model answer 40 held-out prompts and score the replies, in batches as steps 2
 and 4 do, and one at a time. `--growth` trains it for 10 steps on so many pairs, and on 100 with answers two and four times as long. Not a test: no
@@ -26,9 +25,9 @@ time limit is checked.
 
 Where the arithmetic goes: a step of one process is 177 GFLOP where the chapter's recipe with the template would need 527 (2 pairs; 6 per weight and
 token for a pass forward and back, 2 forward): 137 in place of 250 in the transformer blocks (255 tokens for 392), since a prompt is computed once for
-both answers of its pair and its beginning once for both pairs, without padding, and no pass goes back into the lowest quarter; no second pass forward to save memory (83), since rows are short; 21
-in place of 105 for the reference model, which runs once before the first step; 19 in place of 89 for the LM head, on the 166 tokens of the answers
-only, its weights not trained. Attention itself (10 more) is not counted, nor is the padding of the recipe's rows.
+both answers of its pair and its beginning once for both pairs, without padding, and no pass goes back into the lowest quarter of the layers; no
+second pass forward to save memory (83), since rows are short; 21 in place of 105 for the reference model, which runs once before the first step; 19
+in place of 89 for the LM head, on the 166 tokens of the answers only, its weights not trained. Attention itself (10 more) is not counted, nor is the padding of the recipe's rows.
 """
 
 import argparse
@@ -55,14 +54,9 @@ RECIPE = ROOT / "tests/chapter_recipe.py"
 sys.path.insert(0, str(ROOT / "code/chapter02_dpo"))
 
 
-def contestants(folder: Path, steps: int, against: Path | None) -> dict[str, tuple[list[str], Path]]:
+def contestants(folder: Path, steps: int) -> dict[str, tuple[list[str], Path]]:
     """Return the command of each contestant and the model that it writes, by name; folder holds data/train.json, and the chapter's code and output."""
     ours = [sys.executable, str(folder / "code/chapter02_dpo/3-train_dpo.py"), "--max-steps", str(steps)]
-    if against:
-        other = folder / "against"
-        copy_chapter(other, against)
-        theirs = [sys.executable, str(other / "code/chapter02_dpo/3-train_dpo.py"), "--max-steps", str(steps)]
-        return {"the other version": (theirs, other / "output/dpo_results/final_model"), "ours": (ours, folder / "output/dpo_results/final_model")}
     trl = ["--model_name_or_path", BASE_MODEL, "--dataset_name", folder / "data", "--output_dir", folder / "trl/final_model", "--max_steps", steps]
     trl += ["--num_train_epochs", 3, "--per_device_train_batch_size", 2, "--save_steps", 20, "--report_to", "none"]
     trl += [] if GPU else ["--use_cpu", "--bf16", "False"]
@@ -242,8 +236,8 @@ runpy.run_path(path, run_name="__main__")
 def needs(shape: tuple, lora: bool, gpu: bool, tokens: int = 223, answer_tokens: int = 157) -> tuple[float, float]:
     """Return the memory in GB and the floating-point operations of a step of 2 pairs, which are 223 tokens with the chapter's data.
 
-    Weights in fp32, and gradients of what is trained (three quarters of the layers, or matrices of rank 16). A layer that is trained keeps about 14 vectors of the hidden
-    size and 5 of the intermediate size a token, with adapters 1.7 times as much; logits are kept three times. On a GPU, bf16 copies of the weights
+    Weights in fp32, and gradients of what is trained (three quarters of the layers, or matrices of rank 16). A layer that is trained keeps about 14
+    vectors of the hidden size and 5 of the intermediate size a token, with adapters 1.7 times as much; logits are kept three times. On a GPU, bf16 copies of the weights
     live until the backward pass, which frees them while it makes the gradients, so the larger of the two counts; a CPU counts both.
     Adafactor works on three copies of the largest matrix. The libraries take 0.5 GB.
     """
@@ -341,7 +335,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--judge", type=int, metavar="STEPS")
-    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="time step 3 against that of another version of this repository")
     parser.add_argument("--whole", type=Path, metavar="CHECKOUT", help="time steps 1 to 4 against those of another version of this repository")
     parser.add_argument("--sizes", action="store_true")
     parser.add_argument("--replies", action="store_true")
@@ -379,7 +372,7 @@ def main() -> None:
             (folder / "data").mkdir()
             (folder / "data/train.json").write_text(json.dumps(pairs))
             copy_chapter(folder)
-            for contestant, (command, model) in contestants(folder, steps, flags.against).items():
+            for contestant, (command, model) in contestants(folder, steps).items():
                 if flags.judge:
                     result = judged_run(command, model, folder, flags.judge)
                 else:
